@@ -1,0 +1,95 @@
+# One command a task. Bare `make` lists them. Needs python3 (3.11 to 3.13), make and git; the rest goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BUSI_WORKSPACE := workspaces/busi
+
+# Named, so that make 3.81 of macOS does not bypass the shell and, with it, the PATH below.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# dvc starts `amlp` by name, and this venv's is the one that is meant, activated or not.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Nothing here reports to anybody, or loads from a model hub.
+export DVC_NO_ANALYTICS := true
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export GX_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+export HF_HUB_OFFLINE := 1
+
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo busi test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## make .venv with everything in it (minutes the first time, nothing after)
+
+$(VENV)/.ready: $(VENV)/.locked pyproject.toml
+	uv pip install --python $(VENV) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Bytecode is compiled here because some machines forbid Python to write it, and uncompiled imports take half a minute.
+# The installer itself comes out of the lock too, checked by hash.
+$(VENV)/.locked: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) -V); 3.11, 3.12 or 3.13 is needed: make setup PYTHON=python3.12" >&2; exit 1; }
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)
+	sed -n '/^uv==/,/[^\]$$/p' requirements.lock > $(VENV)/uv.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes -r $(VENV)/uv.txt
+	uv pip sync --python $(VENV) --require-hashes --compile-bytecode requirements.lock
+	@touch $@
+
+demo: setup ## run the whole pipeline on the embedded phantom data and say where to look
+	dvc repro
+	@amlp summary
+
+busi: setup ## run the whole pipeline on the BUSI images: make busi DATA=folder
+	@test -d "$(DATA)" || { echo "no folder '$(DATA)': make busi DATA=folder with benign/, malignant/, normal/" >&2; exit 2; }
+	amlp workspace $(BUSI_WORKSPACE) --recipe recipes/busi-cpu.yaml --data "$(DATA)"
+	cd $(BUSI_WORKSPACE) && dvc repro
+	@cd $(BUSI_WORKSPACE) && amlp summary
+
+test: setup ## run all tests
+	pytest tests
+
+test-unit: setup ## run the quick tests only
+	pytest tests/unit
+
+lint: setup ## check style and formatting
+	ruff check .
+	ruff format --check .
+
+typecheck: setup ## check types
+	mypy
+
+format: setup ## bring the code into shape
+	ruff check --fix .
+	ruff format .
+
+# uv keeps the versions that the file it writes already holds, so the training lock is a part of the whole one, and a check
+# finds what pyproject.toml asks for, not what was released since. To take new versions: rm requirements.lock; make lock
+lock: setup ## renew the locks after a change of dependencies in pyproject.toml
+	$(LOCK) --all-extras -o requirements.lock
+	cp requirements.lock requirements-train.lock
+	$(LOCK) -o requirements-train.lock
+
+lock-check: setup ## check that the locks fit pyproject.toml
+	@mkdir -p $(VENV)/lock && cp requirements.lock requirements-train.lock $(VENV)/lock
+	$(LOCK) --all-extras -o $(VENV)/lock/requirements.lock
+	$(LOCK) -o $(VENV)/lock/requirements-train.lock
+	diff requirements.lock $(VENV)/lock/requirements.lock
+	diff requirements-train.lock $(VENV)/lock/requirements-train.lock
+
+bench-mps: setup ## score lesion patch selection against the BUSI masks: make bench-mps DATA=folder
+	python -m benchmarks.bench_mps --data "$(DATA)"
+
+bench-pretrain: setup ## time a pre-training step against the one of transformers
+	python -m benchmarks.bench_pretrain
+
+clean: ## remove what the pipeline wrote here, its cache and its MLflow database; .venv and workspaces stay
+	rm -rf data models evaluation registration.json report.html dvc_plots .amlp mlflow.db mlartifacts .dvc/cache .dvc/tmp

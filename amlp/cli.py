@@ -1,0 +1,231 @@
+"""The `amlp` command: one subcommand a stage, with the paths that dvc.yaml uses as defaults.
+
+A stage's own module is imported only when its subcommand runs, so that `amlp --help` does not wait for torch, and after
+the parameters are read, so that their mistakes are told at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amlp.environment import quiet
+from amlp.errors import UserError
+
+if TYPE_CHECKING:
+    from amlp.params import Params
+
+# What a bug report needs to name.
+_NAMED_VERSIONS = ("torch", "timm", "ray", "mlflow", "dvc", "great-expectations", "kfp")
+
+
+def _params(args: argparse.Namespace) -> Params:
+    from amlp.params import load_params
+
+    return load_params(args.params)
+
+
+def _ingest(args: argparse.Namespace) -> None:
+    params = _params(args)
+    from amlp.data.ingest import ingest
+
+    ingest(params=params.ingest, seed=params.seed, out=args.out)
+
+
+def _validate(args: argparse.Namespace) -> None:
+    params = _params(args)
+    from amlp.data.validate import validate
+
+    validate(params=params.validate_, ingest=args.ingest, out=args.out)
+
+
+def _preprocess(args: argparse.Namespace) -> None:
+    params = _params(args)
+    from amlp.data.preprocess import preprocess
+
+    preprocess(
+        params=params.preprocess,
+        scores=params.scores,
+        seed=params.seed,
+        ingest=args.ingest,
+        validated=args.validated,
+        out=args.out,
+    )
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    params = _params(args)
+    from amlp.training.pretrain import pretrain
+
+    pretrain(params=params, shards=args.shards, out=args.out, state=args.state)
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    params = _params(args)
+    from amlp.training.finetune import finetune
+
+    encoder = None if args.from_scratch else args.encoder
+    out = args.out or Path("models/scratch" if args.from_scratch else "models/segmenter")
+    finetune(params=params, shards=args.shards, encoder=encoder, out=out, state=args.state)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    params = _params(args)
+    from amlp.evaluation.evaluate import evaluate
+
+    evaluate(
+        params=params.evaluate,
+        seed=params.seed,
+        ingest=args.ingest,
+        shards=args.shards,
+        segmenter=args.segmenter,
+        scratch=None if args.no_scratch else args.scratch,
+        out=args.out,
+    )
+
+
+def _register(args: argparse.Namespace) -> None:
+    params = _params(args)
+    from amlp.registry.register import register
+
+    register(params=params, root=args.root)
+
+
+def _report(args: argparse.Namespace) -> None:
+    params = _params(args)
+    from amlp.report import report
+
+    report(params=params, root=args.root, out=args.out or args.root / "report.html")
+
+
+def _summary(args: argparse.Namespace) -> None:
+    from amlp.summary import summary
+
+    print(summary(args.root))
+
+
+def _workspace(args: argparse.Namespace) -> None:
+    from amlp.workspace import make_workspace
+
+    make_workspace(args.folder, recipe=args.recipe, data=args.data, project=args.project)
+
+
+class _Version(argparse.Action):
+    """Print the versions that matter, looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="versions of amlp and of what it builds on")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from amlp import __version__
+
+        print(f"amlp {__version__}\npython {sys.version.split()[0]}")
+        for name in _NAMED_VERSIONS:
+            try:
+                print(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                print(f"{name} not installed")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="amlp",
+        description="Pre-train, fine-tune, evaluate and register lesion segmenters.",
+        epilog="`dvc repro` runs the stages in order and skips those whose inputs did not change; "
+        "`amlp COMMAND --help` shows a command's paths.",
+    )
+    parser.add_argument("-V", "--version", action=_Version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    def path(to: argparse.ArgumentParser, flag: str, default: str | None, text: str) -> None:
+        shown = f"{text} (default: {default})" if default else text
+        to.add_argument(flag, type=Path, default=Path(default) if default else None, metavar="PATH", help=shown)
+
+    def stage(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = command(name, run, text)
+        path(added, "--params", "params.yaml", "the parameters")
+        return added
+
+    ingest = stage("ingest", _ingest, "read the source into images, masks and a manifest")
+    path(ingest, "--out", "data/ingest", "folder to write")
+
+    validate = stage("validate", _validate, "check every case, list the bad ones, stop past the tolerance")
+    path(validate, "--ingest", "data/ingest", "what ingest wrote")
+    path(validate, "--out", "data/validate", "folder to write")
+
+    preprocess = stage("preprocess", _preprocess, "group, split and pack the images; score their patches")
+    path(preprocess, "--ingest", "data/ingest", "what ingest wrote")
+    path(preprocess, "--validated", "data/validate", "what validate wrote")
+    path(preprocess, "--out", "data/shards", "folder to write")
+
+    pretrain = stage("pretrain", _pretrain, "pre-train the encoder without labels")
+    path(pretrain, "--shards", "data/shards", "what preprocess wrote")
+    path(pretrain, "--out", "models/encoder", "folder to write")
+    path(pretrain, "--state", ".amlp/state", "folder for what a killed run goes on from")
+
+    finetune = stage("finetune", _finetune, "train the segmenter on labelled images")
+    path(finetune, "--shards", "data/shards", "what preprocess wrote")
+    start = finetune.add_mutually_exclusive_group()
+    start.add_argument(
+        "--encoder",
+        type=Path,
+        default=Path("models/encoder"),
+        metavar="PATH",
+        help="what pretrain wrote (default: models/encoder)",
+    )
+    start.add_argument("--from-scratch", action="store_true", help="start from random weights, for comparison")
+    path(finetune, "--out", None, "folder to write (default: models/segmenter, or models/scratch when from scratch)")
+    path(finetune, "--state", ".amlp/state", "folder for what a killed run goes on from")
+
+    evaluate = stage("evaluate", _evaluate, "score the segmenter and its baselines on the test split")
+    path(evaluate, "--ingest", "data/ingest", "what ingest wrote")
+    path(evaluate, "--shards", "data/shards", "what preprocess wrote")
+    path(evaluate, "--segmenter", "models/segmenter", "what finetune wrote")
+    path(evaluate, "--scratch", "models/scratch", "what finetune --from-scratch wrote")
+    evaluate.add_argument("--no-scratch", action="store_true", help="there is no model trained from scratch")
+    path(evaluate, "--out", "evaluation", "folder to write")
+
+    register = stage("register", _register, "record the run and both models in MLflow")
+    path(register, "--root", ".", "folder that holds data/, models/ and evaluation/")
+
+    report = stage("report", _report, "write all results as one HTML page")
+    path(report, "--root", ".", "folder that holds data/, models/ and evaluation/")
+    path(report, "--out", None, "file to write (default: report.html in the root)")
+
+    summary = command("summary", _summary, "say what was trained and registered, and where to look")
+    path(summary, "--root", ".", "folder that holds evaluation/ and registration.json")
+
+    workspace = command("workspace", _workspace, "make a folder in which the pipeline runs on other data")
+    workspace.add_argument("folder", type=Path, metavar="FOLDER", help="where, for example workspaces/busi")
+    workspace.add_argument(
+        "--recipe", type=Path, required=True, metavar="FILE", help="parameters that differ from the defaults"
+    )
+    path(workspace, "--data", None, "the source's images; becomes ingest.path")
+    path(workspace, "--project", ".", "folder that holds dvc.yaml and amlp/")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 2 for what the user can mend, 130 when interrupted."""
+    args = build_parser().parse_args(argv)
+    quiet()
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"amlp: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("amlp: interrupted", file=sys.stderr)
+        return 130
+    return 0

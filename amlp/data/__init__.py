@@ -1,0 +1,1 @@
+"""From a source of pictures to shards that training reads."""

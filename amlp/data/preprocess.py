@@ -1,0 +1,206 @@
+"""Stage `preprocess`: group and split the cases, pack them into shards, and score the patches of the training split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from amlp.data.groups import Groups, assign_splits, group_cases
+from amlp.data.images import read_image, read_mask, to_model_input, to_model_mask
+from amlp.data.shards import SPLITS, shard_name
+from amlp.errors import UserError
+from amlp.files import atomic_dir, write_json
+from amlp.method.scores import lesion_scores
+from amlp.params import PreprocessParams, ScoreParams
+from amlp.progress import progress
+
+# Cases that are in memory at a time.
+CHUNK = 128
+# A group of more than this share of the cases is worth a look: it takes whatever split it falls into with it.
+LARGE_GROUP = 0.1
+INDEX = [
+    "case_id", "split", "group", "label", "labelled", "shard", "row",
+    "image", "mask", "height", "width", "lesion_fraction",
+]  # fmt: skip
+
+
+def preprocess(
+    *, params: PreprocessParams, scores: ScoreParams, seed: int, ingest: Path, validated: Path, out: Path
+) -> dict[str, Any]:
+    """Write shards, `index.parquet`, `stats.json` and `metrics.json` to `out`; return the metrics.
+
+    Images become what the model sees (`to_model_input`), in colour as soon as one case has colour. Statistics come from
+    the training split alone, and so do the lesion scores.
+
+    Args:
+        ingest: folder with the images and masks.
+        validated: folder with the manifest of usable cases and their facts.
+
+    Raises:
+        UserError: there is no manifest, the sizes don't fit, a split would be empty, or a file can't be read.
+    """
+    path = validated / "manifest.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; run `amlp validate` first.")
+    if params.height % scores.patch or params.width % scores.patch:
+        raise UserError(
+            f"scores.patch {scores.patch} must divide preprocess.height {params.height} and "
+            f"preprocess.width {params.width}."
+        )
+    manifest = pd.read_parquet(path).sort_values("case_id", ignore_index=True)
+    groups = group_cases(manifest, distance=params.near_duplicate_distance)
+    index = _index(manifest, groups, params, seed)
+    channels = int(manifest["channels"].max())
+    shape = (channels, params.height, params.width)
+
+    with atomic_dir(out) as folder:
+        # Sums of whole numbers: exact, so that neither order nor chunk size changes a bit of the statistics.
+        total = np.zeros((2, channels), dtype=np.int64)
+        guarded = 0
+        with progress(len(index), "preprocess", "images") as bar:
+            for split, number in index[["split", "shard"]].drop_duplicates().itertuples(index=False):
+                cases = index[(index["split"] == split) & (index["shard"] == number)]
+                files = _ShardFiles(folder, split, number, len(cases), shape, scores.patch)
+                for start, images, masks in _chunks(cases, ingest, shape):
+                    files.write("images", start, images)
+                    files.write("masks", start, masks)
+                    if split == "train":
+                        values = images.astype(np.int64)
+                        total += (values.sum(axis=(0, 2, 3)), (values**2).sum(axis=(0, 2, 3)))
+                        result = lesion_scores(torch.from_numpy(images).float() / 255, params=scores)
+                        files.write("scores", start, result.scores.numpy())
+                        guarded += int(result.guarded.sum())
+                    bar.update(len(images))
+                files.close()
+        train_cases = int((index["split"] == "train").sum())
+        mean, std = _mean_and_std(total, train_cases * params.height * params.width)
+        stats = {"mean": mean, "std": std, "channels": channels, "height": params.height, "width": params.width}
+        metrics = {**_metrics(index, manifest, groups), "guarded_share": guarded / train_cases}
+        index.to_parquet(folder / "index.parquet", index=False)
+        write_json(folder / "stats.json", stats)
+        write_json(folder / "metrics.json", metrics)
+    _tell(metrics, stats, out)
+    return metrics
+
+
+def _index(manifest: pd.DataFrame, groups: Groups, params: PreprocessParams, seed: int) -> pd.DataFrame:
+    """Rows in the order in which the shards are written: train, val, test, each by case id."""
+    cases = manifest.assign(group=groups.group, labelled=manifest["mask"].notna())
+    cases["split"] = assign_splits(
+        cases, test_fraction=params.test_fraction, val_fraction=params.val_fraction, seed=seed
+    )
+    cases = cases.sort_values("split", key=lambda split: split.map(SPLITS.index), kind="stable", ignore_index=True)
+    position = cases.groupby("split").cumcount()
+    return cases.assign(shard=position // params.shard_cases, row=position % params.shard_cases)[INDEX]
+
+
+class _ShardFiles:
+    """The arrays of one shard, filled on disk."""
+
+    def __init__(self, folder: Path, split: str, number: int, cases: int, shape: tuple[int, int, int], patch: int):
+        _, height, width = shape
+        shapes: dict[str, tuple[tuple[int, ...], type]] = {
+            "images": (shape, np.uint8),
+            "masks": ((height, width), np.uint8),
+        }
+        if split == "train":
+            shapes["scores"] = ((height // patch, width // patch), np.float32)
+        self._arrays = {
+            kind: open_memmap(folder / shard_name(split, kind, number), mode="w+", dtype=dtype, shape=(cases, *one))
+            for kind, (one, dtype) in shapes.items()
+        }
+
+    def write(self, kind: str, start: int, values: NDArray[Any]) -> None:
+        self._arrays[kind][start : start + len(values)] = values
+
+    def close(self) -> None:
+        for array in self._arrays.values():
+            array.flush()
+        self._arrays.clear()
+
+
+def _chunks(
+    cases: pd.DataFrame, ingest: Path, shape: tuple[int, int, int]
+) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Yield position, images (n, C, H, W) and masks (n, H, W) of the next cases of a shard."""
+    rows = list(cases.itertuples())
+    # Threads, for decoding and resizing leave the interpreter's lock alone.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(rows), CHUNK):
+            loaded = pool.map(partial(_load, ingest=ingest, shape=shape), rows[start : start + CHUNK])
+            images, masks = zip(*loaded, strict=True)
+            yield start, np.stack(images), np.stack(masks)
+
+
+def _load(case: Any, ingest: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    channels, height, width = shape
+    image = to_model_input(read_image(ingest / case.image), channels=channels, height=height, width=width)
+    if not case.labelled:
+        return image, np.zeros((height, width), np.uint8)
+    return image, to_model_mask(read_mask(ingest / case.mask), height=height, width=width)
+
+
+def _mean_and_std(total: NDArray[np.int64], pixels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, grey values in 0..1, from sums of values and of squares (2, C)."""
+    mean = total[0] / pixels
+    # Exact until the last step: pixels * sum of squares may pass 64 bits.
+    variance = [(pixels * int(b) - int(a) ** 2) / pixels**2 for a, b in total.T]
+    if min(variance) <= 0:
+        raise UserError("the training images are all of one grey value; there is nothing to learn from them.")
+    return (mean / 255).tolist(), (np.sqrt(variance) / 255).tolist()
+
+
+def _metrics(index: pd.DataFrame, manifest: pd.DataFrame, groups: Groups) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "cases": len(index),
+        "groups": int(index["group"].nunique()),
+        "largest_group": int(index["group"].value_counts().max()),
+        "near_duplicate_groups": groups.near_duplicate_groups,
+        "near_duplicate_cases": groups.near_duplicate_cases,
+        "split_hash": split_hash(index, manifest),
+    }
+    for split, part in index.groupby("split"):
+        metrics[str(split)] = {
+            "cases": len(part),
+            "groups": int(part["group"].nunique()),
+            "labelled": int(part["labelled"].sum()),
+            "labels": {str(label): int(count) for label, count in part["label"].value_counts().sort_index().items()},
+        }
+    return metrics
+
+
+def split_hash(index: pd.DataFrame, manifest: pd.DataFrame) -> str:
+    """Identify the test split: SHA-256 over its sorted case ids, each with the SHA-256 of its source image."""
+    test = index.loc[index["split"] == "test", ["case_id"]].merge(manifest[["case_id", "sha256"]], validate="1:1")
+    lines = sorted(f"{case_id} {sha256}\n" for case_id, sha256 in test.itertuples(index=False))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _tell(metrics: dict[str, Any], stats: dict[str, Any], out: Path) -> None:
+    splits = ", ".join(f"{split} {metrics[split]['cases']} ({metrics[split]['groups']} groups)" for split in SPLITS)
+    print(
+        f"preprocess: {metrics['cases']} cases in {metrics['groups']} groups: {splits}; {metrics['near_duplicate_cases']} "
+        f"cases are near-duplicates of others, in {metrics['near_duplicate_groups']} groups"
+    )
+    if metrics["largest_group"] > max(LARGE_GROUP * metrics["cases"], 10):
+        print(
+            f"  note: one group holds {metrics['largest_group']} cases. If they are not of one patient, lower "
+            "preprocess.near_duplicate_distance; index.parquet tells which they are."
+        )
+    if metrics["guarded_share"] > 0:
+        print(f"  {metrics['guarded_share']:.1%} of the training images have no lesion category: masked at random")
+    print(
+        f"wrote {out}: index.parquet, stats.json and shards of {stats['channels']} x {stats['height']} x "
+        f"{stats['width']} images, masks and training scores"
+    )

@@ -1,0 +1,172 @@
+"""Stage `validate`: compute facts about each case's picture, judge them, and leave out cases that can't be used.
+
+Great Expectations judges the table of facts; what it finds is listed case by case in `bad_cases.csv`. `warnings.csv`
+lists in the same way what somebody should look at though the case stays. When more cases are bad than tolerated, the
+folder `validate-failed` beside the stage's own one holds the same report; the stage's folder is left as it was (DVC has
+removed it by then), and the next run that passes removes the report.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from amlp.data.expectations import judge
+from amlp.data.images import read_image, read_mask, to_grey, to_model_input, to_uint8
+from amlp.errors import ListedError, UserError
+from amlp.files import atomic_dir, write_json
+from amlp.params import ValidateParams
+from amlp.progress import progress
+
+# Side of the thumbnails by which near-duplicates are found: fine enough for a scene, too coarse for speckle.
+THUMBNAIL = 16
+SHOWN_CASES = 20
+# Cases handed out at a time: what waits in memory stays small, however many there are.
+WINDOW = 256
+TOUCHING = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Counts: usable cases, bad ones that were left out, and cases to look at."""
+
+    cases: int
+    bad_cases: int
+    warned_cases: int
+
+
+def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
+    """Write to `out` the usable cases' `manifest.parquet` with facts, and the report.
+
+    Facts: `problem` (null, or why the stored files can't be used), `mean` and `contrast` (standard deviation) of the
+    grey values in 0..1 as the model sees them, `grey_levels`, `aspect` (longer over shorter side), `n_lesions` (null
+    when unlabelled), `contradicts` (null, or cases with the same picture under another label) and `thumbnail`
+    (16 x 16 bytes). The report: `bad_cases.csv`, `warnings.csv`, `expectations.json`, `data_docs/`, `metrics.json`.
+
+    Raises:
+        UserError: there is no manifest, or no case is usable.
+        ListedError: the share of bad cases is over `params.tolerance`; it names them and tells where the report is.
+    """
+    path = ingest / "manifest.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; run `amlp ingest` first.")
+    manifest = pd.read_parquet(path)
+    if manifest.empty:
+        raise UserError(f"{path}: holds no case; run `amlp ingest` on a source that has some.")
+    manifest = with_facts(manifest, ingest)
+    failed = out.with_name(f"{out.name}-failed")
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch)
+        judgement = judge(manifest, params=params, docs=report / "data_docs")
+        bad, odd = judgement.bad["case_id"].nunique(), judgement.odd["case_id"].nunique()
+        judgement.bad.to_csv(report / "bad_cases.csv", index=False)
+        judgement.odd.to_csv(report / "warnings.csv", index=False)
+        write_json(report / "expectations.json", judgement.result)
+        usable = manifest[~manifest["case_id"].isin(judgement.bad["case_id"])]
+        metrics = {
+            "cases": len(usable),
+            "bad_cases": bad,
+            "bad_share": bad / len(manifest),
+            "warned_cases": odd,
+            "labelled_cases": int(usable["mask"].notna().sum()),
+            "lesion_cases": int((usable["lesion_fraction"] > 0).sum()),
+        }
+        write_json(report / "metrics.json", metrics)
+        if bad / len(manifest) > params.tolerance or usable.empty:
+            with atomic_dir(failed) as folder:
+                shutil.copytree(report, folder, dirs_exist_ok=True)
+            by_column = ", ".join(f"{column} {count}" for column, count in judgement.bad["column"].value_counts().items())
+            why = "none is left" if usable.empty else f"over validate.tolerance {params.tolerance:g}"
+            raise ListedError(
+                f"{path}: {bad} of {len(manifest)} cases ({bad / len(manifest):.1%}) are bad ({by_column}), {why}",
+                _lines(judgement.bad),
+                f"All are in {failed}/bad_cases.csv; {failed}/data_docs/index.html shows them by expectation. "
+                "Mend or remove the images, change the limits under `validate`, or raise validate.tolerance.",
+            )
+        with atomic_dir(out) as folder:
+            shutil.copytree(report, folder, dirs_exist_ok=True)
+            usable.to_parquet(folder / "manifest.parquet", index=False)
+    shutil.rmtree(failed, ignore_errors=True)
+    print(f"validate: {len(usable)} usable cases, {bad} bad, {odd} to look at")
+    for line in [*_lines(judgement.bad), *_lines(judgement.odd)]:
+        print(f"  - {line}")
+    print(f"wrote {out}: manifest.parquet, bad_cases.csv, warnings.csv, data_docs/index.html, expectations.json")
+    return Validated(len(usable), bad, odd)
+
+
+def _lines(found: pd.DataFrame) -> list[str]:
+    """One line a case, the first ones only."""
+    cases = found.groupby("case_id", sort=False)["reason"].agg("; ".join)
+    lines = [f"{case_id}: {reasons}" for case_id, reasons in cases.iloc[:SHOWN_CASES].items()]
+    return lines if len(cases) <= SHOWN_CASES else [*lines, f"... and {len(cases) - SHOWN_CASES} more"]
+
+
+def with_facts(manifest: pd.DataFrame, ingest: Path) -> pd.DataFrame:
+    """Add the columns that `validate` describes."""
+    facts = pd.DataFrame(list(_all_facts(manifest, ingest)), index=manifest.index)
+    sides = manifest[["height", "width"]]
+    facts["aspect"] = sides.max(axis=1) / sides.min(axis=1)
+    facts["n_lesions"] = facts["n_lesions"].astype("Int64")
+    facts["problem"] = facts["problem"].astype("str")
+    facts["contradicts"] = _contradictions(manifest)
+    return pd.concat([manifest, facts], axis=1)
+
+
+def _all_facts(manifest: pd.DataFrame, ingest: Path) -> Iterator[dict[str, Any]]:
+    rows = list(manifest.itertuples())
+    # Threads, for decoding and numpy leave the interpreter's lock alone.
+    with (
+        progress(len(rows), "validate", "images") as bar,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        for start in range(0, len(rows), WINDOW):
+            for facts in pool.map(partial(_facts, ingest=ingest), rows[start : start + WINDOW]):
+                yield facts
+                bar.update()
+
+
+def _facts(case: Any, ingest: Path) -> dict[str, Any]:
+    """Facts of one case's files; only `problem` when they can't be used."""
+    unknown = {"mean": np.nan, "contrast": np.nan, "grey_levels": np.nan, "n_lesions": None, "thumbnail": None}
+    try:
+        image = read_image(ingest / case.image)
+        mask = None if pd.isna(case.mask) else read_mask(ingest / case.mask)
+    except UserError as error:
+        # Relative to the ingest folder: the report shall not tell where somebody keeps the data.
+        return {"problem": str(error).replace(f"{ingest}{os.sep}", ""), **unknown}
+    size = (case.height, case.width)
+    if image.shape[:2] != size or (mask is not None and mask.shape != size):
+        found = f"image {image.shape[:2]}" + ("" if mask is None else f", mask {mask.shape}")
+        return {"problem": f"{found}, expected both {size}", **unknown}
+    pixels = to_uint8(image)
+    grey = to_grey(pixels) if pixels.ndim == 3 else pixels
+    raw = grey if image.ndim == 3 else image
+    return {
+        "problem": None,
+        "mean": float(grey.mean() / 255),
+        "contrast": float(grey.std() / 255),
+        "grey_levels": np.count_nonzero(np.bincount(raw.ravel())),
+        "n_lesions": None if mask is None else ndimage.label(mask, structure=TOUCHING)[1],
+        "thumbnail": to_model_input(image, channels=1, height=THUMBNAIL, width=THUMBNAIL).tobytes(),
+    }
+
+
+def _contradictions(manifest: pd.DataFrame) -> pd.Series:
+    """For each case, those with the same image file under another label, or null."""
+    result = pd.Series(None, index=manifest.index, dtype="str")
+    for _, same in manifest.groupby("sha256"):
+        if same["label"].nunique() > 1:
+            for row, label in same["label"].items():
+                result[row] = ", ".join(sorted(same.loc[same["label"] != label, "case_id"]))
+    return result

@@ -1,0 +1,21 @@
+"""Settings of the process environment that must be in place before the large libraries are imported."""
+
+from __future__ import annotations
+
+import os
+
+# Nobody is told what runs here, and nothing is fetched from a model hub while it runs.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def quiet() -> None:
+    """Turn telemetry and downloads off, unless the user's environment says otherwise."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)

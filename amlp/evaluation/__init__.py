@@ -1,0 +1,1 @@
+"""How good the segmenter is on the frozen test split, and how sure of that we can be."""

@@ -1,0 +1,1 @@
+"""AMLP itself: lesion scores, masked patch selection, the masking ratio and the losses, free of data and training."""

@@ -1,0 +1,115 @@
+"""RRL and CCL, the losses, and the reconstruction target.
+
+The roles are those of the abstract of arXiv 2309.04312; the formulas are our definitions (docs/method.md).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Cut (B, C, H, W) into (B, L, patch * patch * C), patches row by row, values pixel by pixel."""
+    b, c, height, width = images.shape
+    grid = images.reshape(b, c, height // patch, patch, width // patch, patch)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch * c)
+
+
+def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """Put (B, L, patch * patch * C) back together to (B, C, H, W): the inverse of `patchify`."""
+    b = patches.shape[0]
+    grid = patches.reshape(b, height // patch, width // patch, patch, patch, -1)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, height, width)
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Low-pass (B, C, H, W) with a Gaussian of `sigma` pixels, edges repeated."""
+    radius = int(3 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    b, c, height, width = images.shape
+    flat = F.pad(images.reshape(b * c, 1, height, width), (radius, radius, radius, radius), mode="replicate")
+    flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return flat.reshape(b, c, height, width)
+
+
+def reconstruction_target(
+    images: Tensor, patch: int, *, kind: Literal["image", "lowpass", "normalised"], sigma: float
+) -> Tensor:
+    """What the decoder has to predict, (B, L, patch * patch * C).
+
+    `lowpass` removes speckle, which can't be predicted from its surroundings; `normalised` is MAE's per-patch
+    normalisation (He et al., arXiv 2111.06377).
+    """
+    if kind == "lowpass":
+        images = gaussian_blur(images, sigma)
+    target = patchify(images, patch)
+    if kind == "normalised":
+        mean, variance = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
+        target = (target - mean) / (variance + 1e-6).sqrt()
+    return target
+
+
+def relative_weights(error: Tensor, *, gamma: float, clip: float) -> Tensor:
+    """RRL: weights of masked patches by how hard they are, w = a / mean(a), a = min((d / mean(d))^gamma, clip).
+
+    Args:
+        error: (B, M) mean squared error of each masked patch; detached here, so no gradient flows through a weight.
+        gamma: 0 gives weights of exactly 1, MAE's loss.
+        clip: largest raw weight.
+
+    Returns:
+        (B, M) weights with mean 1 in each row; all 1 where a row's errors are all 0.
+    """
+    difficulty = error.detach().float()
+    mean = difficulty.mean(dim=1, keepdim=True)
+    relative = torch.where(mean > 0, difficulty / mean.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+    raw = relative.pow(gamma).clamp_max(clip)
+    return raw / raw.mean(dim=1, keepdim=True)
+
+
+def category_consistency(
+    logits: Tensor, category: Tensor, masked: Tensor, error: Tensor, *, difficulty_weight: float
+) -> Tensor:
+    """CCL: binary cross-entropy that keeps patch categories consistent with reconstruction difficulty.
+
+    Masked patches aim at (1 - lam) * c + lam * g, where g marks as many of the hardest masked patches as there are
+    masked lesion patches in that image; visible patches aim at c with half the weight. Lesion and background weigh
+    the same within an image. Images without a lesion category contribute 0, and the sum is divided by the whole
+    batch, so that the loss does not depend on how a batch is split over workers.
+
+    Args:
+        logits: (B, L) of the category head.
+        category: (B, L) bool, c.
+        masked: (B, M) patch indices.
+        error: (B, M) reconstruction error; detached here: a gradient through it would push lesion errors up.
+        difficulty_weight: lam, 0 .. 1.
+    """
+    c = category.float()
+    masked_category = c.gather(1, masked)
+    lesion_count = masked_category.sum(dim=1, keepdim=True)
+    rank = error.detach().argsort(dim=1, descending=True).argsort(dim=1)
+    hardest = (rank < lesion_count).float()
+    target = c.scatter(1, masked, (1 - difficulty_weight) * masked_category + difficulty_weight * hardest)
+    weight = torch.full_like(c, 0.5).scatter(1, masked, 1.0)
+
+    logits = logits.float()
+    positive, negative = weight * target, weight * (1 - target)
+    tiny = torch.finfo(torch.float32).tiny
+    loss = 0.5 * (
+        (positive * F.softplus(-logits)).sum(dim=1) / positive.sum(dim=1).clamp_min(tiny)
+        + (negative * F.softplus(logits)).sum(dim=1) / negative.sum(dim=1).clamp_min(tiny)
+    )
+    return (loss * category.any(dim=1)).sum() / len(loss)
+
+
+def ramp(progress: float, start: float, end: float) -> float:
+    """Rise linearly from 0 at `start` to 1 at `end`; all three are shares of the training, 0 .. 1."""
+    if progress >= end:
+        return 1.0
+    return max(0.0, (progress - start) / (end - start)) if end > start else 0.0

@@ -1,0 +1,1 @@
+"""Encoder, masked autoencoder, segmenter, and how they are stored."""

@@ -1,0 +1,75 @@
+"""The segmenter: the encoder's intermediate features, brought back to full resolution beside a light detail path."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amlp.models.encoder import Encoder, EncoderPlan
+
+
+def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), _norm_and_activation(outputs)
+    )
+
+
+def _norm_and_activation(channels: int) -> nn.Sequential:
+    # Groups of channels, not batches: batches are small, and a worker sees only its part of one.
+    return nn.Sequential(nn.GroupNorm(min(8, channels), channels), nn.GELU())
+
+
+class Segmenter(nn.Module):
+    """ViT encoder, and a light convolutional U-Net that its features enter at the bottom.
+
+    Patches of several pixels can't carry an outline, so convolutions see the image itself at strides 1, 2, 4, ... up to
+    the patch size; there the encoder's intermediate features join, and the way up meets the finer strides again.
+
+    Args:
+        plan: the encoder's.
+        channels: width at stride 2; it halves at stride 1 and doubles with each stride above.
+    """
+
+    def __init__(self, plan: EncoderPlan, channels: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(plan)
+        taps = min(4, plan.depth)
+        self.layers = [round((i + 1) * plan.depth / taps) - 1 for i in range(taps)]
+        strides = [2**i for i in range(plan.patch.bit_length()) if 2**i < plan.patch]
+        widths = [max(channels * stride // 2, 8) for stride in strides]
+
+        self.down = nn.ModuleList([_convolution(plan.channels, widths[0])])
+        for finer, coarser in pairwise(widths):
+            self.down.append(nn.Sequential(_convolution(finer, coarser, stride=2), _convolution(coarser, coarser)))
+        deep = 2 * widths[-1]
+        self.bottom = _convolution(widths[-1], deep, stride=2)
+        self.neck = nn.Sequential(nn.Conv2d(taps * plan.dim, deep, 1), _norm_and_activation(deep))
+        self.merge = nn.Sequential(_convolution(2 * deep, deep), _convolution(deep, deep))
+        self.narrow, self.join = nn.ModuleList(), nn.ModuleList()
+        previous = deep
+        for width in reversed(widths):
+            self.narrow.append(nn.Conv2d(previous, width, 1))
+            self.join.append(_convolution(width, width))
+            previous = width
+        self.head = nn.Conv2d(previous, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, C, H, W) to lesion logits (B, 1, H, W)."""
+        # On a CPU, convolutions take two thirds of the time in this layout.
+        details, x = [], images.contiguous(memory_format=torch.channels_last)
+        for block in self.down:
+            x = block(x)
+            details.append(x)
+        features = torch.cat(self.encoder.features(images, self.layers), dim=1)
+        features = self.neck(features.contiguous(memory_format=torch.channels_last))
+        # A patch that is no power of two leaves the last stride a little off the grid.
+        bottom = F.interpolate(self.bottom(x), size=features.shape[-2:], mode="bilinear", align_corners=False)
+        x = self.merge(torch.cat([bottom, features], dim=1))
+        for narrow, join, detail in zip(self.narrow, self.join, reversed(details), strict=True):
+            # Narrow first: enlarging few channels is cheap.
+            x = F.interpolate(narrow(x), size=detail.shape[-2:], mode="bilinear", align_corners=False)
+            x = join(x + detail)
+        return self.head(x)

@@ -1,0 +1,322 @@
+"""What a user can set: `params.yaml` as typed, frozen objects.
+
+`load_params` reports every unknown key (with the nearest valid one), wrong type and value out of range in one error.
+The defaults of this file and the values of the repository's `params.yaml` are the demo on the phantom; where the paper
+is silent they are our definitions (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from amlp.errors import ListedError, UserError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class _Section(BaseModel):
+    # strict: "12" is no integer, and 1 is no boolean; an integer where a float is due is fine.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PhantomParams(_Section):
+    """The generator's data set."""
+
+    patients: Annotated[int, Field(ge=4)] = 80
+    images_per_patient: Positive = 4
+    height: Annotated[int, Field(ge=32)] = 112
+    width: Annotated[int, Field(ge=32)] = 144
+    normal_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+
+
+class IngestParams(_Section):
+    """Where the images come from."""
+
+    source: Literal["phantom", "busi"] = "phantom"
+    # For `phantom` the images come from the generator's code, so that is what a change is looked for in.
+    path: str = "amlp/data/phantom.py"
+    # Share of source files that may be unreadable or incomplete; they are listed and left out.
+    tolerance: Fraction = 0.0
+    # `hash` names cases by a digest, for file names that identify a person.
+    case_ids: Literal["name", "hash"] = "name"
+    phantom: PhantomParams = PhantomParams()
+
+
+class ValidateParams(_Section):
+    """What a usable case looks like."""
+
+    # Share of cases that may fail an expectation; they are listed and left out.
+    tolerance: Fraction = 0.02
+    min_side: Positive = 32
+    max_aspect: Annotated[float, Field(ge=1.0)] = 4.0
+    # Standard deviation of the grey values over their range: below, the picture is (nearly) blank.
+    min_contrast: Fraction = 0.02
+    max_lesion_fraction: Fraction = 0.9
+
+
+class PreprocessParams(_Section):
+    """Groups, splits and shards."""
+
+    height: Annotated[int, Field(ge=16)] = 96
+    width: Annotated[int, Field(ge=16)] = 96
+    test_fraction: OpenFraction = 0.2
+    val_fraction: OpenFraction = 0.125
+    # Bits of 64 by which the perceptual hashes of two near-duplicates differ at most.
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=32)] = 6
+    shard_cases: Positive = 4096
+
+
+class ScoreParams(_Section):
+    """MPS: which patches look like a lesion, before the encoder has learnt anything."""
+
+    patch: Annotated[int, Field(ge=2)] = 8
+    # `contrast`: how enclosed by tissue of another grey; `intensity`: grey value; `raw`: 2-means on raw patches.
+    descriptor: Literal["contrast", "intensity", "raw"] = "contrast"
+    # Lesions are darker or brighter than what surrounds them; `unknown` takes, image by image, what stands out more.
+    polarity: Literal["dark", "bright", "unknown"] = "dark"
+    # How much a patch's nearness to the centre counts: operators centre what they look for. 0 turns it off.
+    centre_prior: Fraction = 1.0
+    # Guard: clusters that explain less than this share of the variance are none, and the image is masked at random.
+    min_separation: Fraction = 0.05
+
+
+class EncoderParams(_Section):
+    """The ViT that is pre-trained."""
+
+    patch: Annotated[int, Field(ge=2)] = 8
+    dim: Positive = 192
+    depth: Annotated[int, Field(ge=2)] = 6
+    heads: Positive = 3
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> EncoderParams:
+        # 4 x heads, for the 2-D sine-cosine position embedding takes dim in four parts.
+        if self.dim % self.heads or self.dim % 4:
+            raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads} and of 4")
+        return self
+
+
+class DecoderParams(_Section):
+    """The light decoder that reconstructs masked patches and is thrown away after pre-training."""
+
+    dim: Annotated[int, Field(ge=4, multiple_of=4)] = 96
+    depth: Positive = 2
+    heads: Positive = 3
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> DecoderParams:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
+        return self
+
+
+class AmrParams(_Section):
+    """AMR: the masking ratio's schedule. Off: `end` from the first step to the last, as MAE does."""
+
+    enabled: bool = True
+    schedule: Literal["rising", "falling"] = "rising"
+    start: OpenFraction = 0.25
+    end: OpenFraction = 0.75
+    power: PositiveFloat = 1.0
+
+
+class MpsParams(_Section):
+    """MPS: lesion patches are masked first. Off: random masking."""
+
+    enabled: bool = True
+    # Share of an image's lesion patches that may be masked; above `amr.end`, or MPS turns into random masking.
+    cap: OpenFraction = 0.9
+    # Largest weight of the EMA model's own categories against the clusters'.
+    refine: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8
+    # Share of the training before refinement starts; it then rises to its full weight over an equal share.
+    warmup: Fraction = 0.25
+    refresh_epochs: Positive = 5
+
+
+class RrlParams(_Section):
+    """RRL: hard patches weigh more in the reconstruction loss. Off: every patch weighs 1."""
+
+    enabled: bool = True
+    gamma: Annotated[float, Field(ge=0.0, le=4.0)] = 1.0
+    clip: Annotated[float, Field(gt=1.0)] = 5.0
+    warmup: Fraction = 0.25
+
+
+class CclParams(_Section):
+    """CCL: a category head kept consistent with reconstruction difficulty."""
+
+    enabled: bool = True
+    weight: Annotated[float, Field(ge=0.0)] = 0.1
+    # Largest weight of difficulty against the cluster category in the target.
+    difficulty: Fraction = 0.5
+    warmup: Fraction = 0.25
+
+
+class PretrainParams(_Section):
+    """Self-supervised pre-training on the training split."""
+
+    epochs: Positive = 40
+    batch: Positive = 32
+    lr: PositiveFloat = 1.5e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    warmup: Fraction = 0.1
+    clip_norm: PositiveFloat = 1.0
+    ema: OpenFraction = 0.9999
+    # What is reconstructed: the image, the image after a Gaussian low-pass, or each patch normalised by itself (MAE).
+    target: Literal["image", "lowpass", "normalised"] = "lowpass"
+    lowpass_sigma: PositiveFloat = 2.0
+    min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_epochs: Positive = 5
+    # 0 trains in this process; n starts n Ray Train workers.
+    num_workers: Count = 0
+    decoder: DecoderParams = DecoderParams()
+    amr: AmrParams = AmrParams()
+    mps: MpsParams = MpsParams()
+    rrl: RrlParams = RrlParams()
+    ccl: CclParams = CclParams()
+
+    @model_validator(mode="after")
+    def _cap_above_ratio(self) -> PretrainParams:
+        highest = max(self.amr.start, self.amr.end) if self.amr.enabled else self.amr.end
+        if self.mps.enabled and self.mps.cap <= highest:
+            raise ValueError(
+                f"mps.cap {self.mps.cap} must exceed the highest masking ratio {highest}, or MPS masks at random"
+            )
+        return self
+
+
+class FinetuneParams(_Section):
+    """Supervised training of the segmenter."""
+
+    epochs: Positive = 40
+    batch: Positive = 16
+    lr: PositiveFloat = 1e-3
+    # Each layer of the encoder learns this much slower than the one above it.
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    warmup: Fraction = 0.1
+    clip_norm: PositiveFloat = 1.0
+    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    ema: OpenFraction = 0.99
+    augment: bool = True
+    min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    # Largest rotation, in radians.
+    rotate: Annotated[float, Field(ge=0.0, le=3.2)] = 0.2
+    channels: Positive = 32
+    # Average the logits of the image and its mirror image when predicting.
+    flip_average: bool = True
+    # The encoder's checkpoint must supply at least this share of the encoder's tensors.
+    min_matched: Fraction = 0.9
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_epochs: Positive = 5
+    num_workers: Count = 0
+
+
+class EvaluateParams(_Section):
+    """Scoring on the test split."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+    confidence: OpenFraction = 0.95
+
+
+class RegisterParams(_Section):
+    """MLflow."""
+
+    tracking_uri: str = "sqlite:///mlflow.db"
+    experiment: str = "amlp"
+    encoder_name: str = "amlp-encoder"
+    segmenter_name: str = "amlp-segmenter"
+
+
+class Params(_Section):
+    """All of `params.yaml`."""
+
+    seed: Count = 0
+    ingest: IngestParams = IngestParams()
+    validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
+    preprocess: PreprocessParams = PreprocessParams()
+    scores: ScoreParams = ScoreParams()
+    encoder: EncoderParams = EncoderParams()
+    pretrain: PretrainParams = PretrainParams()
+    finetune: FinetuneParams = FinetuneParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    register_: RegisterParams = Field(default=RegisterParams(), alias="register")
+
+    @model_validator(mode="after")
+    def _patch_divides_size(self) -> Params:
+        patch, size = self.encoder.patch, self.preprocess
+        if size.height % patch or size.width % patch:
+            raise ValueError(
+                f"encoder.patch {patch} must divide preprocess.height {size.height} and preprocess.width {size.width}"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Hash of every value, defaults included: equal digests mean equal settings."""
+        text = json.dumps(self.model_dump(by_alias=True), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _valid_keys(model: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """Suggest the key that a user most likely meant by the unknown key at `location`."""
+    section: Any = Params
+    for part in location[:-1]:
+        section = _valid_keys(section).get(str(part))
+    keys = list(_valid_keys(section))
+    close = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"valid keys: {', '.join(keys)}"
+
+
+def parse_params(values: Mapping[str, Any], origin: str) -> Params:
+    """Check and freeze parameter values.
+
+    Raises:
+        ListedError: names every problem of `values` and `origin`, the file they came from.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "parameters"
+            if item["type"] == "extra_forbidden":
+                problems.append(f"{key}: unknown key; {_nearest(item['loc'])}")
+            else:
+                reason = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{key}: {reason}" + ("" if not item["loc"] else f", got {item['input']!r}"[:120]))
+        raise ListedError(f"{origin}: {len(problems)} problem(s)", problems, "Mend them and run again.") from error
+
+
+def load_params(path: Path) -> Params:
+    """Read `params.yaml`.
+
+    Raises:
+        UserError: the file is missing or is no YAML mapping.
+        ListedError: some values are wrong; the error lists all of them.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not found. Run in the folder that holds params.yaml, or pass --params FILE.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of sections, got {type(values).__name__}.")
+    return parse_params(values, str(path))

@@ -1,0 +1,304 @@
+"""Stage `register`: one MLflow run for the pipeline, one below it for each stage, and a version of both models.
+
+Each call makes new runs and new versions, also for content that is registered already: DVC doesn't repeat an
+unchanged stage, and versions of equal content can be told by their tag `model_sha256`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+import amlp
+from amlp.errors import ListedError
+from amlp.files import read_json, sha256, write_json
+from amlp.params import Params
+from amlp.registry.lineage import Lineage, collect_lineage
+from amlp.registry.model_input import example_input
+from amlp.registry.tracking import (
+    SYSTEM_METRICS,
+    RunLog,
+    child_run,
+    connect,
+    import_mlflow,
+    parent_run,
+    resolve_uri,
+    tracking_address,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+# What loading and running either model imports; the versions are those it was trained with.
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
+CANDIDATE, CHAMPION = "candidate", "champion"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage's folder under the root, its sections of the parameters, and which of its files a run shows."""
+
+    folder: str
+    sections: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+# No file here names a patient: cases go by their ids. The manifest, with its pseudonyms and paths, is not among them.
+_TRAINING_FILES = ("history.csv", "system.csv", "loading.json", "metrics.json")
+STAGES = {
+    "ingest": _Stage("data/ingest", ("ingest",), ("summary.json",)),
+    "validate": _Stage("data/validate", ("validate",), ("bad_cases.csv", "expectations.json", "metrics.json")),
+    "preprocess": _Stage("data/shards", ("preprocess", "scores"), ("index.parquet", "stats.json", "metrics.json")),
+    "pretrain": _Stage(
+        "models/encoder",
+        ("encoder", "pretrain"),
+        ("history.csv", "diagnostics.csv", "steps.csv", "system.csv", "metrics.json", "pictures"),
+    ),
+    "finetune": _Stage("models/segmenter", ("encoder", "finetune"), _TRAINING_FILES),
+    "scratch": _Stage("models/scratch", ("encoder", "finetune"), _TRAINING_FILES),
+    "evaluate": _Stage(
+        "evaluation",
+        ("evaluate",),
+        ("cases.csv", "summary.json", "metrics.json", "dsc_histogram.csv", "overlays"),
+    ),
+}
+_NEEDED = (
+    "data/ingest/manifest.parquet",
+    "data/shards/index.parquet",
+    "models/encoder/encoder.pt",
+    "models/segmenter/segmenter.pt",
+    "evaluation/summary.json",
+)
+
+
+def register(*, params: Params, root: Path, data_md5: str | None = None) -> dict[str, Any]:
+    """Record the pipeline's run in MLflow and register both models.
+
+    The aliases come last, when a version is complete with its tags: `candidate` always, `champion` when the name has
+    none yet.
+
+    Args:
+        params: of the run; `register.tracking_uri` may be a SQLite file relative to `root`.
+        root: folder with the stages' outputs; registration.json is written into it.
+        data_md5: DVC's MD5 of the data, where `root` holds no dvc.lock that tells it; else the folder is hashed.
+
+    Returns:
+        The content of registration.json.
+
+    Raises:
+        ListedError: outputs of earlier stages are missing.
+        UserError: MLflow can't be reached.
+    """
+    if missing := [name for name in _NEEDED if not (root / name).is_file()]:
+        raise ListedError(f"register: {root} lacks outputs of earlier stages", missing, "Run them first: `dvc repro`.")
+    settings = params.register_
+    summary = read_json(root / "evaluation" / "summary.json")
+    lineage = collect_lineage(params=params, root=root, test_hash=summary["test"]["hash"], data_md5=data_md5)
+
+    tracking_uri = tracking_address(settings.tracking_uri)
+    with connect(resolve_uri(tracking_uri, root)) as client:
+        name = f"amlp {lineage.params_hash[:8]}"
+        tags = lineage.tags()
+        if lineage.git_commit != "unknown":
+            # MLflow's own name for it, which its pages show.
+            tags["mlflow.source.git.commit"] = lineage.git_commit
+        with parent_run(client, experiment=settings.experiment, name=name, tags=tags) as run_id:
+            print(f"MLflow: run {run_id} in experiment {settings.experiment!r} at {tracking_uri}", flush=True)
+            log = RunLog(client, run_id)
+            values = params.model_dump(by_alias=True)
+            log.parameters(values)
+            log.figures(_headline(summary))
+            client.log_dict(run_id, values, "params.json")
+            log.files([root / "dvc.lock"])
+            stage_runs = _log_stages(client, parent=run_id, root=root, values=values, lineage=lineage)
+            encoder, segmenter = _register_models(
+                client, run_id, params=params, root=root, summary=summary, lineage=lineage
+            )
+            for model in (encoder, segmenter):
+                model["aliases"] = _set_aliases(client, model["name"], model["version"])
+
+        registration = {
+            "tracking_uri": tracking_uri,
+            "experiment": settings.experiment,
+            "parent_run_id": run_id,
+            "stage_runs": stage_runs,
+            "encoder": encoder,
+            "segmenter": segmenter,
+            "lineage": {**asdict(lineage), "encoder_version": encoder["version"]},
+        }
+        write_json(root / "registration.json", registration)
+    for model in (encoder, segmenter):
+        print(f"Registered {model['name']} version {model['version']}: {', '.join(model['aliases'])}")
+    print(f"Wrote {root / 'registration.json'}")
+    return registration
+
+
+def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Each model's figures with the ends of their intervals, and the paired differences."""
+    figures: dict[str, Any] = {}
+    for name, entry in {**summary["models"], **summary["paired"]}.items():
+        for figure, interval in entry.items():
+            if isinstance(interval, Mapping):
+                figures[f"test/{name}/{figure}"] = interval["mean"]
+                figures[f"test/{name}/{figure}_low"] = interval["low"]
+                figures[f"test/{name}/{figure}_high"] = interval["high"]
+    return figures
+
+
+def _log_stages(
+    client: MlflowClient, *, parent: str, root: Path, values: Mapping[str, Any], lineage: Lineage
+) -> dict[str, str]:
+    """Write a run for each stage; the run from scratch is optional."""
+    runs = {}
+    for name, stage in STAGES.items():
+        folder = root / stage.folder
+        if not folder.is_dir():
+            continue
+        with child_run(client, parent=parent, name=name, tags={"stage": name, **lineage.tags()}) as log:
+            runs[name] = log.run_id
+            log.parameters({"seed": values["seed"]} | {section: values[section] for section in stage.sections})
+            if (folder / "metrics.json").is_file():
+                log.figures(read_json(folder / "metrics.json"))
+            for curves in ("history.csv", "diagnostics.csv"):
+                if (folder / curves).is_file():
+                    log.curves(folder / curves, step="epoch")
+            if (folder / "system.csv").is_file():
+                log.curves(folder / "system.csv", names=SYSTEM_METRICS)
+            log.files(folder / file for file in stage.files)
+            _log_dataset(log, stage=name, root=root, lineage=lineage)
+    return runs
+
+
+def _log_dataset(log: RunLog, *, stage: str, root: Path, lineage: Lineage) -> None:
+    """Name the data that a stage saw, by DVC's MD5; MLflow stores its columns and size, not its rows."""
+    splits = {"pretrain": "train", "finetune": "train", "scratch": "train", "evaluate": "test"}
+    mlflow = import_mlflow()
+    from mlflow.entities import DatasetInput, InputTag
+
+    index = pd.read_parquet(root / "data" / "shards" / "index.parquet")
+    context = {"pretrain": "pretraining", "finetune": "training", "scratch": "training", "evaluate": "testing"}
+    if split := splits.get(stage):
+        index = index[index["split"] == split]
+    with warnings.catch_warnings():
+        # Of the kind of source it takes a folder for, and of integers where a value could be missing one day.
+        warnings.simplefilter("ignore", UserWarning)
+        # An MLflow digest takes 36 characters, which is just what DVC's "<MD5>.dir" has.
+        dataset = mlflow.data.from_pandas(
+            index, source="data/ingest", name=f"ingest-{split}" if split else "ingest", digest=lineage.data_md5
+        )._to_mlflow_entity()
+    tags = [InputTag("mlflow.data.context", context.get(stage, stage))]
+    log.client.log_inputs(log.run_id, datasets=[DatasetInput(dataset, tags)])
+
+
+def _register_models(
+    client: MlflowClient, run_id: str, *, params: Params, root: Path, summary: Mapping[str, Any], lineage: Lineage
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Log both models to the run and make a version of each, with tags and description, without aliases."""
+    settings = params.register_
+    encoder = _register_model(
+        client,
+        run_id,
+        kind="encoder",
+        name=settings.encoder_name,
+        weights=root / "models" / "encoder" / "encoder.pt",
+        output=("float32", [-1]),
+        tags=lineage.tags(),
+    )
+    client.update_model_version(
+        encoder["name"],
+        encoder["version"],
+        "ViT encoder, pre-trained without labels. Takes images of any size, returns a feature vector of "
+        f"{params.encoder.dim} for each. `data/encoder.pt` within is what fine-tuning starts from.",
+    )
+    segmenter = _register_model(
+        client,
+        run_id,
+        kind="segmenter",
+        name=settings.segmenter_name,
+        weights=root / "models" / "segmenter" / "segmenter.pt",
+        output=("uint8", [-1, -1]),
+        tags={**lineage.tags(), "encoder_name": encoder["name"], "encoder_version": encoder["version"]},
+    )
+    dsc = summary["models"]["segmenter"]["dsc"]
+    interval = "" if dsc["low"] is None else f" [{dsc['low']:.3f}, {dsc['high']:.3f}]"
+    client.update_model_version(
+        segmenter["name"],
+        segmenter["version"],
+        f"Lesion segmenter on {encoder['name']} version {encoder['version']}. Takes images of any size, returns masks "
+        f"of the same sizes. Test DSC {dsc['mean']:.3f}{interval} on {summary['test']['cases']} images.",
+    )
+    return encoder, segmenter
+
+
+def _register_model(
+    client: MlflowClient,
+    run_id: str,
+    *,
+    kind: str,
+    name: str,
+    weights: Path,
+    output: tuple[str, list[int]],
+    tags: Mapping[str, str],
+) -> dict[str, Any]:
+    mlflow = import_mlflow()
+    tags = {**tags, "model_sha256": sha256(weights)}
+    run = client.get_run(run_id)
+    # Made here, for MLflow would put it into the experiment that is active in this process, not into the run's.
+    model = client.create_logged_model(
+        run.info.experiment_id, name=kind, source_run_id=run_id, tags=tags, params=run.data.params
+    )
+    info = mlflow.models.Model.log(
+        artifact_path=None,
+        flavor=mlflow.pyfunc,
+        model_id=model.model_id,
+        run_id=run_id,
+        loader_module=f"amlp.registry.{kind}_model",
+        data_path=str(weights),
+        code_paths=[str(Path(amlp.__file__).parent)],
+        signature=_signature(*output),
+        input_example=example_input(),
+        # Given, for MLflow finds them out by loading the model in another process, which takes half a minute.
+        pip_requirements=[f"{package}=={_public_version(package)}" for package in REQUIREMENTS],
+        registered_model_name=name,
+        # The version is created with these, so there is never one without.
+        tags=tags,
+    )
+    version = str(info.registered_model_version)
+    return {"name": name, "version": version, "model_id": model.model_id, "model_sha256": tags["model_sha256"]}
+
+
+def _signature(dtype: str, shape: list[int]) -> ModelSignature:
+    """Describe a model of any picture: `any` in, a tensor out."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(AnyType())]), outputs=Schema([TensorSpec(np.dtype(dtype), shape)])
+    )
+    # MLflow's own checks know tables and tensors of one rank, and refuse lists of images of different sizes. Marked
+    # like this, as it marks the signatures of type-hinted models, it passes the input on; `read_images` checks it.
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+def _public_version(package: str) -> str:
+    """Without the local part, as in 2.8.0+cu128, which registries don't have."""
+    return installed_version(package).split("+")[0]
+
+
+def _set_aliases(client: MlflowClient, name: str, version: str) -> list[str]:
+    """Make the version the candidate, and the champion if there is none; returns its aliases."""
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    aliases = [CANDIDATE] if champion else [CANDIDATE, CHAMPION]
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, version)
+    return aliases

@@ -1,0 +1,232 @@
+"""MLflow, as we use it: connecting, and writing a run's parameters, curves and files in few calls."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from amlp.environment import quiet
+from amlp.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# MLflow refuses larger batches (mlflow.utils.validation).
+_MAX_METRICS, _MAX_PARAMS = 1000, 100
+_SQLITE = "sqlite:///"
+_SETTINGS = {
+    # A bar for each small file drowns what the stage has to say.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Else a uv.lock in the working folder is copied into each model and taken for its requirements.
+    "MLFLOW_UV_AUTO_DETECT": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+# Columns of a training's system.csv -> the names that MLflow's own system metrics have.
+SYSTEM_METRICS = {
+    "cpu_percent": "system/cpu_utilization_percentage",
+    "memory_mb": "system/system_memory_usage_megabytes",
+    "gpu_percent": "system/gpu_0_utilization_percentage",
+    "gpu_memory_mb": "system/gpu_0_memory_usage_megabytes",
+}
+
+
+def import_mlflow() -> Any:
+    """Import MLflow under our settings: no telemetry, no bars, no line for each database migration."""
+    quiet()
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import logging
+
+    import mlflow
+
+    for name in ("mlflow.pyfunc", "mlflow.store.db.utils", "alembic.runtime.migration", "alembic.runtime.plugins"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
+
+
+def tracking_address(configured: str) -> str:
+    """Return where to record: as configured, unless the caller injected a run, which says where it is too."""
+    injected = "MLFLOW_RUN_ID" in os.environ
+    return os.environ.get("MLFLOW_TRACKING_URI", configured) if injected else configured
+
+
+def resolve_uri(tracking_uri: str, root: Path) -> str:
+    """Make a SQLite file's path absolute; it starts from `root`."""
+    if not tracking_uri.startswith(_SQLITE):
+        return tracking_uri
+    return f"{_SQLITE}{(root / tracking_uri.removeprefix(_SQLITE)).resolve()}"
+
+
+@contextmanager
+def connect(tracking_uri: str) -> Iterator[MlflowClient]:
+    """Open a client, and point MLflow's global functions at the same place inside the block.
+
+    Args:
+        tracking_uri: as `resolve_uri` returns it.
+
+    Raises:
+        UserError: the address doesn't answer, or isn't one that MLflow takes.
+    """
+    mlflow = import_mlflow()
+    # MLflow writes its address into the environment too, which would outlive the block and reach later stages.
+    before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        try:
+            client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+            client.search_experiments(max_results=1)
+        except Exception as error:  # From sqlalchemy's to requests', whatever lies behind the address.
+            raise UserError(
+                f"register.tracking_uri: {tracking_uri}: MLflow can't use it: {error}\n"
+                "Expected sqlite:///FILE or the address of a running MLflow server."
+            ) from error
+        yield client
+    finally:
+        mlflow.set_tracking_uri(before)
+        if variable is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = variable
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Find or create the experiment; with a SQLite store its artifacts go beside the database.
+
+    Raises:
+        UserError: the experiment was deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        uri = client.tracking_uri
+        # A server has an artifact root of its own, which every client can reach; a file store has not.
+        beside = Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts" if uri.startswith(_SQLITE) else None
+        return client.create_experiment(name, artifact_location=beside.as_uri() if beside else None)
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"register.experiment: {name!r} was deleted in MLflow; restore it with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}` or choose another name."
+        )
+    return found.experiment_id
+
+
+@contextmanager
+def parent_run(client: MlflowClient, *, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """Open a run and end it as FINISHED or FAILED; yields its id.
+
+    A run whose id is in MLFLOW_RUN_ID, as Kubeflow's plugin injects it, is used instead, and left for its owner to end.
+    """
+    if injected := os.environ.get("MLFLOW_RUN_ID"):
+        RunLog(client, injected).tags(tags)
+        yield injected
+        return
+    run = client.create_run(experiment_id(client, experiment), run_name=name, tags=dict(tags))
+    try:
+        yield run.info.run_id
+    except BaseException:
+        client.set_terminated(run.info.run_id, status="FAILED")
+        raise
+    client.set_terminated(run.info.run_id)
+
+
+@contextmanager
+def child_run(client: MlflowClient, *, parent: str, name: str, tags: Mapping[str, str]) -> Iterator[RunLog]:
+    """Open a run below `parent` and end it as FINISHED or FAILED."""
+    experiment = client.get_run(parent).info.experiment_id
+    run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **tags})
+    try:
+        yield RunLog(client, run.info.run_id)
+    except BaseException:
+        client.set_terminated(run.info.run_id, status="FAILED")
+        raise
+    client.set_terminated(run.info.run_id)
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """Writes one run."""
+
+    client: MlflowClient
+    run_id: str
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Log nested values under dotted names."""
+        from mlflow.entities import Param
+
+        entries = [Param(valid_name(key), str(value)) for key, value in flatten(values).items()]
+        for start in range(0, len(entries), _MAX_PARAMS):
+            self.client.log_batch(self.run_id, params=entries[start : start + _MAX_PARAMS])
+
+    def figures(self, values: Mapping[str, Any]) -> None:
+        """Log the numbers among nested values as metrics under dotted names; other values are passed over."""
+        now = time.time()
+        self._metrics((key, value, now, 0) for key, value in flatten(values).items() if not isinstance(value, str))
+
+    def curves(self, file: Path, *, step: str | None = None, names: Mapping[str, str] | None = None) -> None:
+        """Log each numeric column of a CSV file as a metric, one value a row; undefined values are left out.
+
+        Args:
+            file: a column `seconds`, the time since the start, gives the time stamps, as the file was written at
+                the end.
+            step: column of the step numbers; the rows are numbered from 1 without.
+            names: column -> metric, where they differ.
+        """
+        table = pd.read_csv(file).select_dtypes("number")
+        steps = table[step].astype(int) if step else pd.Series(range(1, len(table) + 1))
+        seconds = table["seconds"] if "seconds" in table else pd.Series(0.0, index=table.index)
+        times = file.stat().st_mtime - (seconds.max() - seconds)
+        self._metrics(
+            ((names or {}).get(column, column), value, moment, int(number))
+            for column in table.columns.drop(step or [])
+            for value, moment, number in zip(table[column], times, steps, strict=True)
+        )
+
+    def _metrics(self, values: Iterable[tuple[str, Any, float, int]]) -> None:
+        from mlflow.entities import Metric
+
+        entries = [
+            Metric(valid_name(key), float(value), int(moment * 1000), number)
+            for key, value, moment, number in values
+            if value is not None and math.isfinite(value)
+        ]
+        for start in range(0, len(entries), _MAX_METRICS):
+            self.client.log_batch(self.run_id, metrics=entries[start : start + _MAX_METRICS])
+
+    def files(self, paths: Iterable[Path]) -> None:
+        """Upload files and folders, a folder under its own name; what doesn't exist is passed over."""
+        for path in paths:
+            if path.is_dir():
+                self.client.log_artifacts(self.run_id, str(path), path.name)
+            elif path.is_file():
+                self.client.log_artifact(self.run_id, str(path))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Bring nested mappings to one level of dotted keys; lists and None are left out of it."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None and not isinstance(value, (list, tuple)):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def valid_name(key: str) -> str:
+    """Replace what MLflow refuses in a name: label names are folder names, which may hold anything."""
+    parts = re.sub(r"[^\w. \-/]", "_", key)[:250].split("/")
+    # A name must not be another one when it is read as a path.
+    return "/".join(part for part in parts if part.strip("."))

@@ -1,0 +1,168 @@
+"""What pre-training does to lesions, watched on a few training images that have masks.
+
+The true masks are looked at here alone; no gradient, weight, score or choice of the training depends on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amlp.data.augment import step_generator
+from amlp.data.shards import ShardedSplit
+from amlp.method.losses import reconstruction_target, unpatchify
+from amlp.method.sampling import choose_patches
+from amlp.models.checkpoint import InputStats
+from amlp.models.encoder import EncoderPlan
+from amlp.models.mae import MaskedAutoencoder
+from amlp.params import PretrainParams
+
+_NOISE = 6
+_IMAGES, _SHOWN, _OBSERVATIONS, _SNAPSHOTS = 32, 4, 20, 6
+
+
+class Monitor:
+    """Rows for diagnostics.csv and snapshots for the pictures.
+
+    Args:
+        split: the training split.
+        settings: the `pretrain` section.
+        seed: of the choice of images and of their masks.
+    """
+
+    def __init__(
+        self, split: ShardedSplit, *, plan: EncoderPlan, stats: InputStats, settings: PretrainParams, seed: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.plan, self.stats, self.settings, self.seed, self.device = plan, stats, settings, seed, device
+        index = split.index.reset_index(drop=True)
+        lesion = index.index[index["labelled"] & (index["lesion_fraction"] > 0)].to_numpy()
+        self.labelled = len(lesion) > 0
+        candidates = lesion if self.labelled else index.index.to_numpy()
+        chosen = np.random.default_rng(seed).permutation(candidates)[:_IMAGES]
+        self.rows_chosen = np.sort(chosen)
+        self.images = torch.from_numpy(split.images(self.rows_chosen)).to(device)
+        truth = torch.from_numpy(split.masks(self.rows_chosen)).float().unsqueeze(1)
+        self.truth = F.avg_pool2d(truth, plan.patch).flatten(1).to(device) >= 0.5
+        last = settings.epochs - 1
+        self.observed = set(np.linspace(0, last, min(_OBSERVATIONS, settings.epochs)).round().astype(int).tolist())
+        self.shown = set(np.linspace(0, last, min(_SNAPSHOTS, settings.epochs)).round().astype(int).tolist())
+        self.rows: list[dict[str, float]] = []
+        self.snapshots: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "snapshots": self.snapshots}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.snapshots = state["rows"], state["snapshots"]
+
+    @torch.inference_mode()
+    def observe(
+        self, model: MaskedAutoencoder, scores: np.ndarray, *, epoch: int, ratio: float, refined: float
+    ) -> None:
+        """Look at the model and the score maps after an epoch, if it is one of those to be looked at.
+
+        Args:
+            model: the EMA model.
+            scores: (N, h, w) of the whole training split.
+            epoch: 0, 1, ...
+            ratio: the masking ratio at the epoch's end.
+            refined: weight of the model's own categories in the scores.
+        """
+        if epoch not in self.observed | self.shown:
+            return
+        images = self.stats.normalise(self.images)
+        maps = torch.from_numpy(scores[self.rows_chosen]).to(self.device).unsqueeze(1)
+        score = F.interpolate(maps, size=self.plan.grid, mode="area").flatten(1)
+        category = score > 0.5
+        noise = torch.rand(len(images), self.plan.patches, generator=step_generator(self.seed, epoch, _NOISE))
+        masked, visible = choose_patches(category, noise.to(self.device), ratio=ratio, params=self.settings.mps)
+        pixels, _ = model(images, masked, visible)
+        target = reconstruction_target(
+            images, self.plan.patch, kind=self.settings.target, sigma=self.settings.lowpass_sigma
+        ).gather(1, masked.unsqueeze(-1).expand(-1, -1, pixels.shape[-1]))
+        error = (pixels.float() - target).pow(2).mean(dim=-1)
+        hidden = torch.zeros_like(category).scatter(1, masked, True)
+        if epoch in self.observed:
+            row = self._row(category, hidden, masked, error, ratio=ratio, refined=refined)
+            self.rows.append({"epoch": epoch + 1} | row)
+        if epoch in self.shown:
+            snapshot = self._snapshot(images, score, hidden, masked, pixels.float(), ratio=ratio)
+            self.snapshots.append({"epoch": epoch + 1} | snapshot)
+
+    def _row(
+        self,
+        category: Tensor,
+        hidden: Tensor,
+        masked: Tensor,
+        error: Tensor,
+        *,
+        ratio: float,
+        refined: float,
+    ) -> dict[str, float]:
+        nan = torch.full((), torch.nan, device=error.device)
+        clear = category.any(dim=1)
+
+        def share(chosen: Tensor, among: Tensor) -> Tensor:
+            return (chosen & among).sum() / among.sum() if among.any() else nan
+
+        hits = category.gather(1, masked)
+        rank = error.argsort(dim=1, descending=True).argsort(dim=1)
+        hardest = rank < hits.sum(dim=1, keepdim=True)
+        row: dict[str, Tensor | float] = {
+            "ratio": ratio,
+            "category_share": category.float().mean(),
+            "agreement": share(hardest, hits),
+            "error_category": error[hits].mean() if hits.any() else nan,
+            "error_rest": error[~hits].mean(),
+            "random_images": (~clear).float().mean(),
+            "refine_weight": refined,
+        }
+        if self.labelled:
+            true, background = self.truth, ~self.truth
+            precision = share(true, category)
+            lesion_masked, background_masked = share(hidden, true), share(hidden, background)
+            hard = true.gather(1, masked)
+            row |= {
+                "score_recall": share(category, true),
+                "score_precision": precision,
+                "score_enrichment": precision / true.float().mean(),
+                "masked_lesion_share": lesion_masked,
+                "masked_background_share": background_masked,
+                "masked_ratio": lesion_masked / background_masked,
+                "error_lesion": error[hard].mean() if hard.any() else nan,
+                "error_background": error[~hard].mean(),
+            }
+        return {name: round(float(value), 6) for name, value in row.items()}
+
+    def _snapshot(
+        self, images: Tensor, score: Tensor, hidden: Tensor, masked: Tensor, pixels: Tensor, *, ratio: float
+    ) -> dict[str, Any]:
+        shown = slice(0, _SHOWN)
+        target = reconstruction_target(
+            images[shown], self.plan.patch, kind=self.settings.target, sigma=self.settings.lowpass_sigma
+        )
+        patches = target.scatter(1, masked[shown].unsqueeze(-1).expand(-1, -1, target.shape[-1]), pixels[shown])
+        whole = unpatchify(patches, self.plan.patch, self.plan.height, self.plan.width)
+        return {
+            "ratio": ratio,
+            "images": self.images[shown].cpu(),
+            "hidden": hidden[shown].cpu(),
+            "score": score[shown].cpu(),
+            "target": self._grey(unpatchify(target, self.plan.patch, self.plan.height, self.plan.width)),
+            "reconstruction": self._grey(whole),
+        }
+
+    def _grey(self, images: Tensor) -> Tensor:
+        """Bring model values (B, C, H, W) back to uint8; per-patch normalised ones have no grey level of their own."""
+        if self.settings.target == "normalised":
+            values = images * 0.15 + 0.5
+        else:
+            shape = (1, -1, 1, 1)
+            mean, std = (torch.tensor(v, device=images.device).view(shape) for v in (self.stats.mean, self.stats.std))
+            values = images * std + mean
+        return (values.clamp(0, 1) * 255).round().to(torch.uint8).cpu()

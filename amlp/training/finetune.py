@@ -1,0 +1,307 @@
+"""Fine-tuning: train the segmenter on labelled images, from a pre-trained encoder or from scratch.
+
+    amlp finetune                                         # models/encoder -> models/segmenter
+    amlp finetune --from-scratch --out models/scratch     # the comparison
+
+One reading direction: settings -> data -> model -> optimizer -> loop -> outputs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amlp.data.augment import apply_views, jitter_intensity, random_views, step_generator
+from amlp.data.shards import ShardedSplit, read_stats
+from amlp.errors import UserError
+from amlp.files import atomic_dir, sha256, write_json
+from amlp.models.checkpoint import InputStats, save, transfer_encoder
+from amlp.models.encoder import Encoder, EncoderPlan
+from amlp.models.segmenter import Segmenter
+from amlp.params import FinetuneParams, Params
+from amlp.progress import progress
+from amlp.training.launch import launch, share_of_batch, this_worker
+from amlp.training.optim import WeightAverage, adamw, check_finite, guarded_step, learning_rate
+from amlp.training.precision import autocast, resolve_precision
+from amlp.training.state import TrainingState, data_digest, run_digest
+from amlp.training.stream import RowStream
+from amlp.training.usage import Usage
+
+_VIEWS, _INTENSITY = 2, 3
+
+
+def labelled_subset(index: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
+    """Choose the labelled rows to train on: whole groups, stratified by label.
+
+    Args:
+        index: one split's index, in row order.
+        fraction: share of the labelled groups of each label, above 0 up to 1.
+        seed: of the choice; a larger fraction contains a smaller one's groups.
+
+    Returns:
+        Ascending row numbers.
+    """
+    labelled = index.reset_index(drop=True)
+    labelled = labelled[labelled["labelled"]]
+    if labelled.empty:
+        raise UserError("The training split holds no image with a mask: fine-tuning needs some.")
+    if fraction == 1.0:
+        return labelled.index.to_numpy().copy()
+    generator = np.random.default_rng(seed)
+    group_label = labelled.groupby("group")["label"].agg(lambda values: values.mode().iloc[0])
+    chosen: list[int] = []
+    for label in sorted(group_label.unique()):
+        groups = np.sort(group_label.index[group_label == label].to_numpy())
+        count = max(1, round(fraction * len(groups)))
+        chosen.extend(generator.permutation(groups)[:count])
+    return labelled.index[labelled["group"].isin(chosen)].to_numpy().copy()
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Dice + binary cross-entropy; both are means over images, so workers' averages agree with the whole batch.
+
+    Args:
+        logits: (B, 1, H, W).
+        masks: (B, 1, H, W) in 0 .. 1.
+    """
+    logits, masks = logits.float(), masks.float()
+    probability = logits.sigmoid()
+    overlap = (probability * masks).sum(dim=(1, 2, 3))
+    size = probability.sum(dim=(1, 2, 3)) + masks.sum(dim=(1, 2, 3))
+    # One pixel's worth of smoothing: an empty prediction of an empty mask has loss 0, not 0 / 0.
+    dice = 1 - (2 * overlap + 1) / (size + 1)
+    return dice.mean() + F.binary_cross_entropy_with_logits(logits, masks)
+
+
+def dice_scores(logits: Tensor, masks: Tensor) -> Tensor:
+    """DSC of each image (B,) at the model's size; 1 when both masks are empty, for choosing the best epoch."""
+    predicted, true = logits[:, 0] > 0, masks > 0
+    overlap = (predicted & true).sum(dim=(1, 2)).float()
+    size = predicted.sum(dim=(1, 2)) + true.sum(dim=(1, 2))
+    return torch.where(size > 0, 2 * overlap / size.clamp_min(1), 1.0)
+
+
+def layer_groups(model: Segmenter, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups whose learning rate shrinks by `decay` with each layer towards the encoder's input."""
+    depth = model.encoder.plan.depth
+    levels: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("encoder.vit.blocks."):
+            level = int(name.split(".")[3]) + 1
+        elif name.startswith("encoder.vit.") and not name.startswith("encoder.vit.norm"):
+            level = 0
+        else:
+            level = depth + 1
+        levels.setdefault(level, []).append((name, parameter))
+    return [{"parameters": named, "scale": decay ** (depth + 1 - level)} for level, named in sorted(levels.items())]
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """Train; runs on every worker. What it finds stays in the training state, which `finetune` reads."""
+    params = Params.model_validate(config["params"])
+    settings: FinetuneParams = params.finetune
+    worker = this_worker()
+    device = worker.device
+    torch.manual_seed(params.seed)
+
+    shards = Path(config["shards"])
+    train, val = ShardedSplit.open(shards, "train"), ShardedSplit.open(shards, "val")
+    rows = labelled_subset(train.index, settings.label_fraction, params.seed)
+    val_rows = val.index.reset_index(drop=True).query("labelled").index.to_numpy()
+    val_rows = val_rows[worker.rank :: worker.count]
+    stream = RowStream(rows, batch=settings.batch, seed=params.seed)
+    total = stream.steps_per_epoch * settings.epochs
+
+    plan = EncoderPlan(**config["plan"])
+    model = Segmenter(plan, settings.channels)
+    stats, decay = InputStats(**config["input"]), 1.0
+    if config["encoder"]:
+        transfer_encoder(Path(config["encoder"]), model.encoder, min_matched=settings.min_matched)
+        decay = settings.layer_decay
+    model = model.to(device)
+    average = WeightAverage(model, settings.ema)
+    optimizer = adamw(layer_groups(model, decay), weight_decay=settings.weight_decay, betas=(0.9, 0.999))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    precision = resolve_precision(settings.precision, device)
+
+    state = TrainingState(Path(config["state"]))
+    history: list[dict[str, float]] = []
+    system: list[dict[str, float]] = []
+    best: dict[str, Any] = {"dsc": -1.0, "epoch": -1, "state": {}}
+    usage = Usage()
+    first, elapsed = 0, 0.0
+    # Resume precedence: this training's own last checkpoint > the pre-trained encoder > random weights.
+    if saved := state.load():
+        model.load_state_dict(saved["model"])
+        average.model.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        history, system, best = saved["history"], saved["system"], saved["best"]
+        first, elapsed = saved["epoch"], saved["seconds"]
+        if worker.rank == 0:
+            print(f"Resuming after epoch {first} of {settings.epochs}.")
+    trained = worker.wrap(model)
+    started = time.monotonic() - elapsed
+
+    def load(split: ShardedSplit, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(split.images(chosen)).to(device), torch.from_numpy(split.masks(chosen)).to(device)
+
+    hidden = worker.rank > 0 or first >= settings.epochs
+    bar = progress(total, "finetune", "steps", done=first * stream.steps_per_epoch, disable=hidden)
+    with bar:
+        for epoch in range(first, settings.epochs):
+            model.train()
+            losses, norms = [], []
+            for step in range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch):
+                images, masks = load(train, worker.share(stream(step)))
+                pixels, target = images.float() / 255.0, masks.unsqueeze(1).float()
+                if settings.augment:
+                    views = random_views(
+                        settings.batch,
+                        step_generator(params.seed, step, _VIEWS),
+                        min_area=settings.min_crop,
+                        rotate=settings.rotate,
+                    )
+                    both = apply_views(torch.cat([pixels, target], dim=1), worker.share(views))
+                    pixels, target = both[:, :-1], (both[:, -1:] > 0.5).float()
+                    strength = torch.rand(settings.batch, 3, generator=step_generator(params.seed, step, _INTENSITY))
+                    pixels = jitter_intensity(pixels, worker.share(strength))
+                rate = learning_rate(step, total, peak=settings.lr, warmup=settings.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["scale"]
+                with autocast(device, precision):
+                    logits = trained(stats.normalise(pixels * 255.0))
+                loss = segmentation_loss(logits, target)
+                loss.backward()
+                norms.append(guarded_step(optimizer, parameters, settings.clip_norm))
+                average.update(model, step)
+                losses.append(loss.detach())
+                bar.update()
+
+            skipped = check_finite(torch.stack(norms), epoch=epoch + 1)
+            scores = torch.zeros(2, dtype=torch.float64)
+            with torch.inference_mode(), autocast(device, precision):
+                for chunk in np.array_split(val_rows, max(1, -(-len(val_rows) // 32))):
+                    if len(chunk) == 0:
+                        continue
+                    images, masks = load(val, chunk)
+                    dsc = dice_scores(average.model(stats.normalise(images)).float(), masks)
+                    scores += torch.tensor([dsc.double().sum().item(), len(dsc)])
+            loss_mean = worker.mean(torch.stack(losses).mean())
+            scores = worker.sum(scores)
+            val_dsc = float(scores[0] / scores[1])
+            if val_dsc > best["dsc"]:
+                weights = {name: tensor.detach().cpu().clone() for name, tensor in average.model.state_dict().items()}
+                best = {"dsc": val_dsc, "epoch": epoch + 1, "state": weights}
+            seconds = time.monotonic() - started
+            history.append(
+                {
+                    "epoch": epoch + 1,
+                    "loss": float(loss_mean),
+                    "lr": rate,
+                    "val_dsc": val_dsc,
+                    "skipped": skipped,
+                    "seconds": round(seconds, 1),
+                }
+            )
+            system.append(usage.row(seconds))
+            bar.set_postfix(loss=f"{loss_mean:.3f}", val_dsc=f"{val_dsc:.3f}", refresh=False)
+            if worker.rank == 0 and ((epoch + 1) % settings.checkpoint_epochs == 0 or epoch + 1 == settings.epochs):
+                state.save(
+                    {
+                        "epoch": epoch + 1,
+                        "seconds": seconds,
+                        "model": model.state_dict(),
+                        "average": average.model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "history": history,
+                        "system": system,
+                        "best": best,
+                        "labelled_images": len(rows),
+                    }
+                )
+            worker.report(history[-1])
+
+
+def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, state: Path) -> dict[str, Any]:
+    """Train a segmenter and keep the epoch that is best on the validation split.
+
+    Args:
+        params: the `finetune` and `encoder` sections and the seed count here.
+        shards: the preprocess stage's folder.
+        encoder: the pretrain stage's folder; None trains from scratch.
+        out: written whole: segmenter.pt, history.csv, system.csv, loading.json, metrics.json.
+        state: folder for what a killed training goes on from.
+
+    Returns:
+        The figures of metrics.json.
+
+    Raises:
+        UserError: no labelled images, an encoder that does not fit, or a training that diverged.
+    """
+    settings = params.finetune
+    share_of_batch(settings.batch, settings.num_workers, "finetune.batch")
+    stats = read_stats(shards)
+    if not ShardedSplit.open(shards, "val").index["labelled"].any():
+        raise UserError(f"{shards}: the validation split holds no image with a mask, so no epoch can be chosen by it.")
+    plan = EncoderPlan(channels=stats.channels, height=stats.height, width=stats.width, **params.encoder.model_dump())
+    checkpoint = encoder / "encoder.pt" if encoder else None
+    if checkpoint and not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: not found; run `amlp pretrain` first, or train with --from-scratch.")
+    inputs, report = InputStats(mean=stats.mean, std=stats.std), None
+    if checkpoint:
+        # Here too, so that an encoder that does not fit is told before any worker starts.
+        report, inputs = transfer_encoder(checkpoint, Encoder(plan), min_matched=settings.min_matched)
+        print(f"Encoder {checkpoint}: {report}")
+    config = {
+        "params": params.model_dump(by_alias=True),
+        "shards": str(shards.resolve()),
+        "encoder": str(checkpoint.resolve()) if checkpoint else None,
+        "plan": asdict(plan),
+        "input": asdict(inputs),
+    }
+    digest = run_digest(
+        settings.model_dump(),
+        params.seed,
+        asdict(plan),
+        data_digest(shards),
+        sha256(checkpoint) if checkpoint else None,
+    )
+    training = TrainingState(state / f"finetune-{digest}")
+    config["state"] = str(training.folder.resolve())
+    launch(_loop, config, workers=settings.num_workers, folder=state / "ray" / f"finetune-{digest}")
+
+    end = training.load()
+    assert end is not None and end["epoch"] == settings.epochs, "the training loop ended before its last epoch"
+    metrics = {
+        "val_dsc": round(end["best"]["dsc"], 6),
+        "best_epoch": end["best"]["epoch"],
+        "labelled_images": end["labelled_images"],
+        "seconds": round(end["seconds"], 1),
+    }
+    with atomic_dir(out) as folder:
+        save(
+            folder / "segmenter.pt",
+            {
+                "kind": "amlp-segmenter",
+                "plan": asdict(plan),
+                "channels": settings.channels,
+                "input": asdict(inputs),
+                "flip_average": settings.flip_average,
+                "state": end["best"]["state"],
+            },
+        )
+        pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
+        pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
+        write_json(folder / "loading.json", asdict(report) if report else None)
+        write_json(folder / "metrics.json", metrics)
+    training.discard()
+    print(f"Wrote {out}: best validation DSC {metrics['val_dsc']:.3f} in epoch {metrics['best_epoch']}.")
+    return metrics

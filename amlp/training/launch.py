@@ -1,0 +1,115 @@
+"""Ray Train: the same training loop in this process or on many workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from amlp.errors import UserError
+
+T = TypeVar("T", np.ndarray, Tensor)
+
+
+def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, folder: Path) -> None:
+    """Run `loop(config)` under Ray Train and wait for it.
+
+    Args:
+        loop: an importable function; on each worker it may use `world()` and `torch.distributed`.
+        config: plain values.
+        workers: 0 runs in this process without a cluster; n starts n workers.
+        folder: where Ray keeps its own records; must be shared by the workers.
+
+    Raises:
+        UserError: the batch can't be shared evenly by the workers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    # Ray logs each report; the progress bar tells the same.
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    gpu = torch.cuda.is_available()
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
+        run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent.resolve())),
+    )
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        # Ray wraps what a worker raised; a user's mistake is told as it is told without workers.
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, UserError):
+                raise cause from error
+        raise
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This worker's place among all of them, and the collective operations that the loops need."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    def share(self, batch: T) -> T:
+        """Cut this worker's part out of anything whose first axis is the global batch."""
+        part = len(batch) // self.count
+        return batch[self.rank * part : (self.rank + 1) * part]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Average gradients over the workers."""
+        if self.count == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the workers."""
+        if self.count > 1:
+            value = value.to(self.device).clone()
+            dist.all_reduce(value)
+        return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over the workers."""
+        return self.sum(value) / self.count
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Tell Ray Train; a barrier, to be called on every worker."""
+        import ray.train
+
+        ray.train.report(metrics)
+
+
+def this_worker() -> Worker:
+    """Ask Ray Train where this code runs."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+
+def share_of_batch(batch: int, workers: int, name: str) -> int:
+    """Return each worker's part of the global batch.
+
+    Raises:
+        UserError: the parts would differ, and with them the gradient.
+    """
+    if workers > 1 and batch % workers:
+        raise UserError(f"{name}: {batch} images can't be shared evenly by {workers} workers; use a multiple of them.")
+    return batch // max(workers, 1)

@@ -1,0 +1,44 @@
+"""What a killed training goes on from: one file outside the outputs, which DVC deletes before it runs a stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amlp.files import sha256
+from amlp.models.checkpoint import save
+
+
+def run_digest(*parts: Any) -> str:
+    """Name a training by all that determines its result: another setting or data set never resumes it."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def data_digest(shards: Path) -> str:
+    """Hash the bytes that a training reads: everything in the shards folder but the test split."""
+    files = [path for path in sorted(shards.iterdir()) if path.suffix in (".npy", ".json", ".parquet")]
+    return run_digest(*((path.name, sha256(path)) for path in files if not path.name.startswith(("test-", "metrics"))))
+
+
+class TrainingState:
+    """The last checkpoint of one training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "last.pt"
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, or None when there is none."""
+        return torch.load(self.file, map_location="cpu", weights_only=True) if self.file.is_file() else None
+
+    def save(self, value: dict[str, Any]) -> None:
+        save(self.file, value)
+
+    def discard(self) -> None:
+        """Forget the training once its outputs are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,40 @@
+"""What the components share: their image, and functions that travel in a component's own source."""
+
+import os
+from functools import partial
+
+from kfp import dsl
+from kfp.dsl import Metrics
+
+# Holds amlp and kfp. Part of each task's cache key: where the tag does not change with the code, a new build under an
+# old tag is taken for the old code, so builds set a tag per commit.
+IMAGE = os.environ.get("AMLP_IMAGE") or "amlp:0.1.0"
+
+# Nothing is installed when a task starts: the image is what was tested.
+stage = partial(dsl.component, base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+
+
+def log_figures(metrics: Metrics, folder: str) -> None:
+    """Show a stage's metrics.json on the run's page; nested figures as `test.benign`."""
+    from pathlib import Path
+
+    from amlp.files import read_json
+    from amlp.registry.tracking import flatten
+
+    for name, value in flatten(read_json(Path(folder, "metrics.json"))).items():
+        metrics.log_metric(name, float(value))
+
+
+def link_outputs(root: str, outputs: dict[str, str]) -> None:
+    """Lay outputs out under one folder, as `register` and `report` look for them.
+
+    Args:
+        root: an existing folder.
+        outputs: place in the layout -> where that output really is.
+    """
+    from pathlib import Path
+
+    for name, path in outputs.items():
+        link = Path(root, name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(path).absolute())

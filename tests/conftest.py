@@ -1,0 +1,65 @@
+"""What all tests share: a quiet environment, time limits, property-test settings and an MLflow database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from amlp.environment import quiet
+
+# Before anything imports ray, mlflow, great_expectations or matplotlib.
+quiet()
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+PROJECT = Path(__file__).parents[1]
+INTEGRATION_SECONDS = 300
+
+# Derandomized: a failure is found by who caused it. No deadline: shared machines stall.
+settings.register_profile(
+    "amlp", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("amlp")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(PROJECT / "tests/integration") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(INTEGRATION_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The folder that holds dvc.yaml and params.yaml."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def busi() -> Path:
+    """The BUSI images' folder; tests that need it are skipped without."""
+    folder = os.environ.get("BUSI_DIR")
+    if not folder:
+        pytest.skip("BUSI_DIR is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: creating its tables takes seconds, copying it takes none."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracking_uri(tmp_path: Path, migrated_database: Path) -> str:
+    """Address of a test's own empty MLflow database, in its `tmp_path`."""
+    path = tmp_path / "mlflow.db"
+    shutil.copy(migrated_database, path)
+    return f"sqlite:///{path}"

@@ -1,0 +1,84 @@
+"""A training that is killed goes on from its last checkpoint and ends as if nothing had happened."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from tests.tiny import settings, write_shards
+
+EPOCHS = 30
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "data" / "shards")
+    decoder = {"dim": 24, "depth": 1, "heads": 3}
+    params = settings(
+        pretrain={"epochs": EPOCHS, "batch": 6, "checkpoint_epochs": 1, "decoder": decoder},
+        finetune={"epochs": EPOCHS, "batch": 6, "channels": 8, "checkpoint_epochs": 1},
+    )
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)))
+    return tmp_path
+
+
+def start(folder: Path, command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "amlp", *command],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(folder: Path, command: list[str]) -> str:
+    process = start(folder, command)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_after_a_checkpoint(folder: Path, command: list[str], stage: str, epoch: int) -> None:
+    process = start(folder, command)
+    deadline = time.monotonic() + 200
+    while True:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        found = list((folder / ".amlp" / "state").glob(f"{stage}-*/last.pt"))
+        if found and torch.load(found[0], weights_only=True)["epoch"] >= epoch:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("stage", "command", "out", "file"),
+    [
+        ("pretrain", ["pretrain"], "models/encoder", "encoder.pt"),
+        ("finetune", ["finetune", "--from-scratch"], "models/scratch", "segmenter.pt"),
+    ],
+)
+def test_a_killed_training_ends_like_an_uninterrupted_one(folder, stage, command, out, file):
+    finish(folder, command)
+    expected = (folder / out / file).read_bytes()
+    history = pd.read_csv(folder / out / "history.csv")
+    shutil.rmtree(folder / out)
+
+    kill_after_a_checkpoint(folder, command, stage, epoch=3)
+    assert not (folder / out).exists(), "killed too late to show anything"
+    output = finish(folder, command)
+    assert "Resuming after epoch" in output
+    assert (folder / out / file).read_bytes() == expected
+    resumed = pd.read_csv(folder / out / "history.csv")
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), history.drop(columns="seconds"))
+    assert not list((folder / ".amlp" / "state").glob(f"{stage}-*")), "the state is forgotten in the end"

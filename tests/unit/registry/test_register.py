@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import amlp
+from amlp.errors import ListedError
+from amlp.params import Params
+from amlp.registry.register import REQUIREMENTS, register
+from tests.stage_outputs import write_stage_outputs
+
+IMPORTED_AS = {"PIL": "pillow"}
+
+
+def test_all_missing_outputs_are_named_at_once(tmp_path: Path) -> None:
+    write_stage_outputs(tmp_path)
+    (tmp_path / "models/encoder/encoder.pt").unlink()
+    (tmp_path / "evaluation/summary.json").unlink()
+    with pytest.raises(ListedError) as caught:
+        register(params=Params(), root=tmp_path)
+    assert caught.value.problems == ["models/encoder/encoder.pt", "evaluation/summary.json"]
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_models_require_all_that_their_code_imports() -> None:
+    package = Path(amlp.__file__).parent
+    waiting, seen, found = ["amlp.registry.segmenter_model", "amlp.registry.encoder_model"], set(), set()
+    while waiting:
+        module = waiting.pop()
+        file = package.parent / f"{module.replace('.', '/')}.py"
+        if module in seen or not file.is_file():
+            continue
+        seen.add(module)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            waiting += [name for name in names if name.startswith("amlp.")]
+            found |= {name.split(".")[0] for name in names}
+    foreign = found - sys.stdlib_module_names - {"amlp"}
+    assert {IMPORTED_AS.get(name, name) for name in foreign} <= set(REQUIREMENTS)
+    assert {"torch", "PIL"} <= foreign, "the search found the models' own imports"

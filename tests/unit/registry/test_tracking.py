@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amlp.registry.tracking import flatten, resolve_uri, tracking_address, valid_name
+
+
+def test_sqlite_file_starts_from_the_root(tmp_path: Path) -> None:
+    assert resolve_uri("sqlite:///mlflow.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    assert resolve_uri(f"sqlite:///{tmp_path}/a.db", Path("/elsewhere")) == f"sqlite:///{tmp_path.resolve()}/a.db"
+    assert resolve_uri("http://mlflow:5000", tmp_path) == "http://mlflow:5000"
+
+
+def test_injected_run_brings_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    assert tracking_address("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)
+    assert tracking_address("sqlite:///mlflow.db") == "http://mlflow:5000"
+
+
+def test_nested_values_become_dotted() -> None:
+    nested = {"a": 1, "b": {"c": False, "d": {"e": "x", "f": None}}, "g": [1, 2]}
+    assert flatten(nested) == {"a": 1, "b.c": False, "b.d.e": "x"}
+
+
+@pytest.mark.parametrize("label", ["benign", "größe", "<script>alert(1)</script>", "../../etc", "a:b", ".", "x" * 400])
+def test_any_label_makes_a_name_that_mlflow_takes(label: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    _validate_metric_name(valid_name(f"train.{label}"))

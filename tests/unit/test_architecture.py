@@ -1,0 +1,207 @@
+"""The promises that no single module can keep: what may import what, and that dvc.yaml names all that a stage uses."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from amlp.environment import QUIET
+from amlp.params import Params
+
+PROJECT = Path(__file__).parents[2]
+# What a module of the library may import at its top. The rest is slow to import or absent from a training image.
+LIGHT = {"amlp", "numpy", "pandas", "PIL", "psutil", "pydantic", "scipy", "timm", "torch", "tqdm", "yaml"}
+# Each layer may import those before it.
+LAYERS = ["amlp", "components", "pipelines"]
+ENTRY = {
+    "ingest": "amlp.data.ingest",
+    "validate": "amlp.data.validate",
+    "preprocess": "amlp.data.preprocess",
+    "pretrain": "amlp.training.pretrain",
+    "finetune": "amlp.training.finetune",
+    "scratch": "amlp.training.finetune",
+    "evaluate": "amlp.evaluation.evaluate",
+    "register": "amlp.registry.register",
+    "report": "amlp.report",
+}
+# What a stage runs or reads without an import that can be seen.
+UNSEEN = {
+    # MLflow loads a registered model by the name of its loader module.
+    "register": ["amlp.registry.encoder_model", "amlp.registry.segmenter_model"],
+    "report": ["templates/report.html.j2"],
+}
+# What these hold cannot change a stage's result, and every stage would depend on them. params.py: DVC sees the values.
+SHARED = {"amlp.environment", "amlp.errors", "amlp.files", "amlp.params", "amlp.progress"}
+
+
+def module_file(module: str) -> Path | None:
+    path = PROJECT / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def executed_on_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported, inside `if`, `try`, `with` and classes too."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        for part in ("body", "orelse", "finalbody"):
+            yield from executed_on_import(getattr(node, part, []))
+        for handler in getattr(node, "handlers", []):
+            yield from executed_on_import(handler.body)
+
+
+def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def packages(file: Path, *, top: bool) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {name.split(".")[0] for name in imported(executed_on_import(tree.body) if top else ast.walk(tree))}
+
+
+def modules_run(entry: str) -> set[str]:
+    """All modules of the library that `entry` imports, at its top or in a function, directly or through others."""
+    found: set[str] = set()
+    waiting = [entry]
+    while waiting:
+        module = waiting.pop()
+        file = module_file(module)
+        if file is None or module in found or module in SHARED or not module.startswith("amlp."):
+            continue
+        found.add(module)
+        waiting += imported(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    return {module for module in found if module_file(module).name != "__init__.py"}  # type: ignore[union-attr]
+
+
+def code_of(stage: str) -> set[str]:
+    """Files of the library that `stage` runs, seen from its folder."""
+    unseen = UNSEEN.get(stage, [])
+    modules = set().union(*(modules_run(entry) for entry in [ENTRY[stage], *unseen]))
+    files = {f"{module.removeprefix('amlp.').replace('.', '/')}.py" for module in modules}
+    files |= {name for name in unseen if "/" in name}
+    # For the phantom it is `ingest.path`, and DVC refuses the same path twice.
+    return files - {"data/phantom.py"} if stage == "ingest" else files
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def files(suffixes: set[str]) -> list[Path]:
+    """Files that are committed, or would be."""
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=PROJECT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    paths = (PROJECT / name for name in done.stdout.split("\0") if name and not name.startswith("workspaces/"))
+    return [path for path in paths if path.is_file() and (path.suffix in suffixes or not suffixes)]
+
+
+PIPELINE: dict[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_dependencies_point_one_way(layer: str) -> None:
+    forbidden = {*LAYERS[LAYERS.index(layer) + 1 :], "benchmarks", "tests"}
+    for file in (PROJECT / layer).rglob("*.py"):
+        assert not packages(file, top=False) & forbidden, f"{file.relative_to(PROJECT)} imports a later layer"
+
+
+def test_the_library_imports_only_light_packages_at_module_top() -> None:
+    for file in (PROJECT / "amlp").rglob("*.py"):
+        heavy = packages(file, top=True) - LIGHT - sys.stdlib_module_names
+        assert not heavy, f"{file.relative_to(PROJECT)}: import {sorted(heavy)} inside the function that uses it"
+
+
+def test_stages_are_those_of_the_design() -> None:
+    assert list(STAGES) == list(ENTRY)
+
+
+@pytest.mark.parametrize("stage", ENTRY)
+def test_a_stage_depends_on_all_code_that_it_runs(stage: str) -> None:
+    named = {dep.removeprefix("${code}/") for dep in STAGES[stage]["deps"] if dep.startswith("${code}/")}
+    assert sorted(named) == sorted(code_of(stage))
+
+
+def test_every_parameter_is_named_by_a_stage_and_every_name_is_a_parameter() -> None:
+    known = set(leaves(Params().model_dump(by_alias=True)))
+    used = {name for stage, entry in STAGES.items() if stage != "register" for name in entry.get("params", [])}
+    assert used - known == set(), "no parameter has this name, or a stage names a whole section"
+    # The register stage names every section, for lineage; its own are the only ones that it alone uses.
+    assert {name for name in known - used if not name.startswith("register.")} == set()
+    assert set(STAGES["register"]["params"]) == set(Params().model_dump(by_alias=True))
+
+
+def test_metrics_and_plots_are_written_by_a_stage() -> None:
+    outs = [out for stage in STAGES.values() for out in stage["outs"]]
+    plotted = [file for plot in PIPELINE["plots"] for settings in plot.values() for file in settings["y"]]
+    for file in [*PIPELINE["metrics"], *plotted]:
+        assert any(file.startswith(f"{out}/") for out in outs), file
+
+
+def test_the_makefile_is_as_quiet_as_the_command() -> None:
+    exported = re.findall(r"^export ([A-Z_]+) := (\S+)$", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {name: value for name, value in exported if name != "PATH"} == QUIET
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("requirements.lock", True), ("requirements-train.lock", False)])
+def test_a_lock_fits_the_project_and_names_no_address(lock: str, extras: bool) -> None:
+    text = (PROJECT / lock).read_text(encoding="utf-8")
+    pins = [Requirement(line.removesuffix(" \\")) for line in text.splitlines() if re.match(r"\w", line)]
+    blocks = re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]
+    assert all("--hash=sha256:" in block for block in blocks)
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = chain.from_iterable(project["optional-dependencies"].values())
+    wanted = [*project["dependencies"], *(optional if extras else ())]
+    for requirement in map(Requirement, wanted):
+        versions = [pin.specifier for pin in pins if pin.name == requirement.name]
+        assert versions, f"{requirement.name} is missing: make lock"
+        for version in versions:
+            assert requirement.specifier.contains(str(version).removeprefix("==")), f"{requirement}: make lock"
+
+
+def test_the_training_lock_has_no_kubeflow_and_the_same_versions() -> None:
+    def pins(lock: str) -> set[str]:
+        return set(re.findall(r"^(\w\S+==\S+)", (PROJECT / lock).read_text(encoding="utf-8"), flags=re.MULTILINE))
+
+    training = pins("requirements-train.lock")
+    assert training < pins("requirements.lock")
+    assert not [pin for pin in training if pin.startswith(("kfp", "kubernetes"))]
+
+
+def test_no_file_names_a_path_of_somebodys_machine() -> None:
+    pattern = re.compile(r"(?<![\w.$}])/(?:root|work|Users)/[\w.]|(?<![\w.$}])/home/(?!amlp)\w")
+    for file in files({".py", ".md", ".yaml", ".yml", ".toml", ".lock", ".json", ".sh", ".html", ""} | {".ipynb"}):
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found = pattern.search(text)
+        assert not found, f"{file.relative_to(PROJECT)}: {found[0]}"

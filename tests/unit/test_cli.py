@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from amlp import __version__
+from amlp.cli import build_parser, main
+from amlp.environment import QUIET
+
+PIPELINE_COMMANDS = {"ingest", "validate", "preprocess", "pretrain", "finetune", "evaluate", "register", "report"}
+HEAVY = {"torch", "numpy", "pandas", "pydantic", "yaml", "mlflow", "ray", "dvc", "kfp", "great_expectations", "tqdm"}
+
+
+def amlp(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "amlp", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_takes_at_most_half_a_second(project: Path) -> None:
+    seconds = []
+    # The best of five: other work on the machine slows single starts down.
+    for _ in range(5):
+        start = time.perf_counter()
+        assert amlp("--help", cwd=project).returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) <= 0.5
+
+
+def test_the_parser_loads_no_heavy_library(project: Path) -> None:
+    code = "import sys, amlp.cli; amlp.cli.build_parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    listed = re.findall(r"^    (\w+) +\S", shown, flags=re.MULTILINE)
+    assert {*PIPELINE_COMMANDS, "summary", "workspace"} <= set(listed)
+
+
+def test_defaults_are_the_paths_of_the_pipeline(project: Path) -> None:
+    """What dvc.yaml calls without arguments must write the stage's outs and read nothing but its deps."""
+    stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for name, stage in stages.items():
+        program, *arguments = stage["cmd"].split()
+        assert program == "amlp"
+        args = build_parser().parse_args(arguments)
+        [out] = stage["outs"]
+        if getattr(args, "out", None):
+            assert str(args.out) == out, name
+        unread = {"encoder"} if getattr(args, "from_scratch", False) else set()
+        for option in {"ingest", "validated", "shards", "encoder", "segmenter", "scratch"} & set(vars(args)) - unread:
+            folder = str(getattr(args, option))
+            assert any(f"{dep}/".startswith(f"{folder}/") for dep in stage["deps"]), f"{name} reads {folder}"
+
+
+def test_version_names_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    lines = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert end.value.code == 0
+    assert lines["amlp"] == __version__
+    assert {"python", "torch", "ray", "mlflow", "dvc"} <= set(lines)
+
+
+def test_mistakes_in_params_end_with_their_list_and_no_traceback(tmp_path: Path, project: Path) -> None:
+    (tmp_path / "params.yaml").write_text("sed: 1\npretrain: {epochs: 0}\nfinetune: {lr: fast}\n")
+    done = amlp("pretrain", "--params", str(tmp_path / "params.yaml"), cwd=project)
+    assert done.returncode == 2
+    for named in ("sed: unknown key; did you mean 'seed'?", "pretrain.epochs:", "finetune.lr:"):
+        assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_command_ends_with_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["pretrian"])
+    assert end.value.code == 2
+    assert "pretrain" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_with_130_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(root: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("amlp.summary.summary", interrupted)
+    assert main(["summary"]) == 130
+    assert capsys.readouterr().err == "amlp: interrupted\n"
+
+
+def test_telemetry_is_off_unless_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in QUIET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    main(["summary", "--root", str(tmp_path)])
+    assert {name: os.environ[name] for name in QUIET} == QUIET | {"DO_NOT_TRACK": "0"}

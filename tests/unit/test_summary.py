@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from amlp.cli import main
+
+
+def test_summary_without_a_run_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", "--root", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    for named in ("evaluation/summary.json", "registration.json", "report.html", "dvc repro"):
+        assert named in shown
+
+
+def test_summary_shows_scores_versions_and_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def scores(mean: float | None) -> dict[str, dict[str, float | None]]:
+        low, high = (None, None) if mean is None else (mean - 0.02, mean + 0.03)
+        return {"dsc": {"mean": mean, "low": low, "high": high}, "dsc_lesion": {"mean": mean}}
+
+    evaluation = {
+        "test": {"cases": 64, "lesion_cases": 51, "groups": 16},
+        "confidence": 0.9,
+        "models": {"segmenter": scores(0.84), "threshold": scores(None)},
+    }
+    registration = {
+        "tracking_uri": "sqlite:///mlflow.db",
+        "experiment": "amlp",
+        "encoder": {"name": "amlp-encoder", "version": "3"},
+        "segmenter": {"name": "amlp-segmenter", "version": "4", "aliases": ["candidate", "champion"]},
+    }
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/summary.json").write_text(json.dumps(evaluation))
+    (tmp_path / "registration.json").write_text(json.dumps(registration))
+    (tmp_path / "report.html").write_text("<html></html>")
+
+    assert main(["summary", "--root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for named in (
+        "64 images, 51 with a lesion, in 16 groups",
+        "90% interval",
+        "0.820 to 0.870",
+        "amlp-encoder version 3",
+        "amlp-segmenter version 4 (candidate, champion)",
+        str(tmp_path / "report.html"),
+        "mlflow ui --backend-store-uri sqlite:///mlflow.db",
+    ):
+        assert named in shown
+    [segmenter] = [line for line in shown.splitlines() if line.strip().startswith("segmenter")]
+    assert segmenter.split()[1] == "0.840"

@@ -1,0 +1,104 @@
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amlp.errors import UserError
+from amlp.files import read_json
+from amlp.models.encoder import EncoderPlan
+from amlp.models.predictor import Predictor
+from amlp.models.segmenter import Segmenter
+from amlp.training.finetune import dice_scores, finetune, labelled_subset, layer_groups, segmentation_loss
+from amlp.training.pretrain import pretrain
+from tests.tiny import settings, write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def encoder(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    pretrain(params=settings(pretrain={"epochs": 1}), shards=shards, out=folder / "encoder", state=folder / "state")
+    return folder / "encoder"
+
+
+def test_it_learns_from_an_encoder_and_reports_what_was_loaded(shards, encoder, tmp_path):
+    params = settings(finetune={"epochs": 12, "batch": 6, "channels": 8, "lr": 0.005})
+    metrics = finetune(params=params, shards=shards, encoder=encoder, out=tmp_path / "segmenter", state=tmp_path / "s")
+    history = pd.read_csv(tmp_path / "segmenter" / "history.csv")
+    assert metrics["val_dsc"] > 0.7
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert metrics["val_dsc"] == pytest.approx(history["val_dsc"].max(), abs=1e-5)
+    assert metrics["best_epoch"] == history["val_dsc"].idxmax() + 1
+    loading = read_json(tmp_path / "segmenter" / "loading.json")
+    assert loading["matched"]
+    assert loading["missing"] == []
+    Predictor.load(tmp_path / "segmenter" / "segmenter.pt")
+
+
+def test_from_scratch_loads_nothing_and_repeats_exactly(shards, tmp_path):
+    for name in ("one", "two"):
+        finetune(params=settings(), shards=shards, encoder=None, out=tmp_path / name, state=tmp_path / "state")
+    assert read_json(tmp_path / "one" / "loading.json") is None
+    assert (tmp_path / "one" / "segmenter.pt").read_bytes() == (tmp_path / "two" / "segmenter.pt").read_bytes()
+
+
+def test_an_encoder_of_another_width_stops_the_stage_before_it_writes(shards, encoder, tmp_path):
+    params = settings(encoder={"patch": 8, "dim": 48, "depth": 2, "heads": 3})
+    with pytest.raises(UserError, match=r"only .* of the encoder's tensors fit"):
+        finetune(params=params, shards=shards, encoder=encoder, out=tmp_path / "segmenter", state=tmp_path / "state")
+    assert not (tmp_path / "segmenter").exists()
+
+
+def index(groups=20):
+    return pd.DataFrame(
+        {
+            "group": [g for g in range(groups) for _ in range(3)],
+            "label": [("a", "b")[g % 2] for g in range(groups) for _ in range(3)],
+            "labelled": [i != 1 for _ in range(groups) for i in range(3)],
+        }
+    )
+
+
+@given(fraction=st.floats(0.01, 1), seed=st.integers(0, 50))
+def test_a_label_fraction_takes_whole_groups_of_every_label(fraction, seed):
+    table = index()
+    chosen = table.loc[labelled_subset(table, fraction, seed)]
+    assert chosen["labelled"].all()
+    for label in ("a", "b"):
+        groups = chosen.loc[chosen["label"] == label, "group"]
+        assert groups.nunique() == max(1, round(fraction * 10))
+        assert (groups.value_counts() == 2).all()
+
+
+def test_a_larger_fraction_contains_the_smaller():
+    small, large = (set(labelled_subset(index(), fraction, 7)) for fraction in (0.3, 0.6))
+    assert small < large
+
+
+def test_no_labels_is_an_error():
+    with pytest.raises(UserError, match="no image with a mask"):
+        labelled_subset(index().assign(labelled=False), 1.0, 0)
+
+
+def test_a_perfect_prediction_has_no_loss_and_full_score():
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[0, 0, 2:5, 2:5] = 1
+    logits = (masks * 2 - 1) * 50
+    assert segmentation_loss(logits, masks).item() == pytest.approx(0, abs=1e-6)
+    assert dice_scores(logits, masks[:, 0]).tolist() == [1, 1]
+    assert dice_scores(-logits, masks[:, 0]).tolist() == [0, 0]
+
+
+def test_layers_near_the_input_learn_slower():
+    model = Segmenter(EncoderPlan(channels=1, height=32, width=32, patch=8, dim=24, depth=3, heads=3), 8)
+    groups = layer_groups(model, 0.5)
+    assert [group["scale"] for group in groups] == [0.0625, 0.125, 0.25, 0.5, 1.0]
+    names = {name for group in groups for name, _ in group["parameters"]}
+    assert names == {name for name, _ in model.named_parameters()}
+    top = {name for name, _ in groups[-1]["parameters"]}
+    assert "head.weight" in top and "encoder.vit.norm.weight" in top

@@ -1,0 +1,89 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from amlp.errors import UserError
+from amlp.models.checkpoint import load_encoder
+from amlp.training.pretrain import ScoreMaps, pretrain
+from tests.tiny import settings, write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    pretrain(params=settings(), shards=shards, out=folder / "encoder", state=folder / "state")
+    return folder / "encoder"
+
+
+def test_it_writes_an_encoder_curves_and_pictures(trained):
+    encoder, stats = load_encoder(trained / "encoder.pt")
+    assert encoder.plan.dim == 24
+    assert len(stats.mean) == 1
+    history = pd.read_csv(trained / "history.csv")
+    assert history["epoch"].tolist() == [1, 2, 3, 4]
+    assert history["ratio"].is_monotonic_increasing
+    assert history["visible_tokens"].is_monotonic_increasing
+    steps = pd.read_csv(trained / "steps.csv")
+    assert len(steps) == history["step"].iloc[-1]
+    assert steps["ratio"].iloc[0] == pytest.approx(0.25)
+    assert steps["ratio"].iloc[-1] == pytest.approx(0.75)
+    for name in ("masks", "reconstructions", "scores"):
+        with Image.open(trained / "pictures" / f"{name}.png") as picture:
+            assert picture.width > 300
+
+
+def test_lesions_are_masked_more_than_background(trained):
+    rows = pd.read_csv(trained / "diagnostics.csv")
+    assert (rows["masked_ratio"] > 1).all()
+    assert rows["score_enrichment"].iloc[0] > 1.5
+
+
+def test_the_state_is_forgotten_once_the_outputs_are_written(trained):
+    state = trained.parent / "state"
+    assert not list(state.glob("pretrain-*"))
+
+
+def test_same_seed_same_encoder_bit_for_bit(shards, trained, tmp_path):
+    pretrain(params=settings(), shards=shards, out=tmp_path / "again", state=tmp_path / "state")
+    assert (tmp_path / "again" / "encoder.pt").read_bytes() == (trained / "encoder.pt").read_bytes()
+
+
+def test_all_parts_off_trains_too(shards, tmp_path):
+    off = {"enabled": False}
+    plain = settings().pretrain.model_dump() | {"epochs": 2, "mps": off, "amr": off, "rrl": off, "ccl": off}
+    metrics = pretrain(params=settings(pretrain=plain), shards=shards, out=tmp_path / "mae", state=tmp_path / "state")
+    assert metrics["loss"] == metrics["reconstruction"]
+    assert set(pd.read_csv(tmp_path / "mae" / "history.csv")["ratio"]) == {0.75}
+
+
+def test_training_without_any_mask_works(tmp_path):
+    shards = write_shards(tmp_path / "shards")
+    index = pd.read_parquet(shards / "index.parquet")
+    index["labelled"], index["lesion_fraction"] = False, np.nan
+    index.to_parquet(shards / "index.parquet")
+    params = settings(pretrain={"epochs": 1})
+    pretrain(params=params, shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
+    rows = pd.read_csv(tmp_path / "encoder" / "diagnostics.csv")
+    assert "masked_ratio" not in rows
+
+
+def test_a_patch_that_does_not_divide_the_images_is_refused(shards, tmp_path):
+    params = settings(encoder={"patch": 12}, preprocess={"height": 48, "width": 48})
+    with pytest.raises(UserError, match="can't be cut into patches of 12 px"):
+        pretrain(params=params, shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_refinement_mixes_and_leaves_guarded_images_alone():
+    clusters = np.zeros((2, 2, 2), np.float32)
+    clusters[0, 0, 0] = 1
+    maps = ScoreMaps(clusters)
+    maps.refine(np.full((2, 2, 2), 0.5, np.float32), 0.8)
+    assert maps.current[0].ravel().tolist() == pytest.approx([0.6, 0.4, 0.4, 0.4])
+    assert not maps.current[1].any()
