@@ -44,7 +44,8 @@ def _scores(evaluation: dict[str, Any]) -> list[str]:
         "that no training image belongs to",
         f"  {'model':<12}{'DSC':>7}   {interval_title:<16}{'DSC, lesion images only':>24}",
     ]
-    for name, scores in evaluation["models"].items():
+    # A JSON file keeps no order: the model first, then what it is compared with.
+    for name, scores in sorted(evaluation["models"].items(), key=lambda item: item[0] != "segmenter"):
         dsc, lesion = scores["dsc"], scores["dsc_lesion"]
         interval = f"{_figure(dsc['low'])} to {_figure(dsc['high'])}"
         lines.append(f"  {name:<12}{_figure(dsc['mean']):>7}   {interval:<16}{_figure(lesion['mean']):>24}")

@@ -15,14 +15,19 @@ stage = partial(dsl.component, base_image=IMAGE, packages_to_install=[], install
 
 
 def log_figures(metrics: Metrics, folder: str) -> None:
-    """Show a stage's metrics.json on the run's page; nested figures as `test.benign`."""
+    """Show the numbers of a stage's metrics.json on the run's page; nested ones as `test.benign`."""
+    import shutil
     from pathlib import Path
 
     from amlp.files import read_json
     from amlp.registry.tracking import flatten
 
-    for name, value in flatten(read_json(Path(folder, "metrics.json"))).items():
-        metrics.log_metric(name, float(value))
+    file = Path(folder, "metrics.json")
+    for name, value in flatten(read_json(file)).items():
+        if isinstance(value, (int, float)):
+            metrics.log_metric(name, float(value))
+    # kfp.local takes an artifact without a file for one that was lost, and runs the task again.
+    shutil.copy(file, metrics.path)
 
 
 def link_outputs(root: str, outputs: dict[str, str]) -> None:

@@ -33,10 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         default=Path("pipelines/training.yaml"),
         metavar="PATH",
-        help="file to write, .yaml or .json (default: pipelines/training.yaml)",
+        help="file to write (default: pipelines/training.yaml)",
     )
     command.set_defaults(run=_compile)
     args = parser.parse_args(argv)
+    if args.out.suffix != ".yaml":
+        command.error(f"--out: {args.out} does not end in .yaml, and Kubeflow takes no other file")
     args.run(args)
     return 0
 

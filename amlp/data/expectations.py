@@ -1,4 +1,4 @@
-"""What is expected of a case's facts, judged by Great Expectations, and its Data Docs as two pages that need no network.
+"""What is expected of a case's facts, judged by Great Expectations; its Data Docs as two pages that need no network.
 
 Great Expectations is imported by `judge` alone, for that takes seconds.
 """
@@ -116,9 +116,7 @@ def judge(facts: pd.DataFrame, *, params: ValidateParams, docs: Path) -> Judgeme
         suite = gx.ExpectationSuite(
             name="cases",
             expectations=[
-                kinds[rule.kind](
-                    column=rule.column, description=rule.expected, severity=rule.severity, **rule.limits
-                )
+                kinds[rule.kind](column=rule.column, description=rule.expected, severity=rule.severity, **rule.limits)
                 for rule in rules
             ],
         )
@@ -184,7 +182,9 @@ def _write_page(made: Iterable[Path], page: Path) -> None:
     text = source.read_text(encoding="utf-8")
     # All of these come from half a dozen hosts or point there; the scripts only fold and filter.
     text = re.sub(r"<(script|style|footer)\b.*?</\1>|<(link|img)\b[^>]*>", "", text, flags=re.DOTALL)
-    text = text.replace("</head>", f"<style>{STYLE.read_text(encoding='utf-8')}</style></head>")
+    # Great Expectations doesn't escape values, so the page is forbidden to run or load anything.
+    policy = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
+    text = text.replace("</head>", f"{policy}<style>{STYLE.read_text(encoding='utf-8')}</style></head>", 1)
     text = re.sub(r'href="(?:\.\./)+(?:expectations/)?(\w+)\.html"', _flat_link, text)
     # Times, and random ids of elements.
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ|\d{8}T\d{6}\.\d{6}Z", "", text)

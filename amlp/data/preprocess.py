@@ -156,8 +156,7 @@ def _mean_and_std(total: NDArray[np.int64], pixels: int) -> tuple[list[float], l
     mean = total[0] / pixels
     # Exact until the last step: pixels * sum of squares may pass 64 bits.
     variance = [(pixels * int(b) - int(a) ** 2) / pixels**2 for a, b in total.T]
-    if min(variance) <= 0:
-        raise UserError("the training images are all of one grey value; there is nothing to learn from them.")
+    assert min(variance) > 0, "validation leaves no image of a single grey value"
     return (mean / 255).tolist(), (np.sqrt(variance) / 255).tolist()
 
 
@@ -189,10 +188,12 @@ def split_hash(index: pd.DataFrame, manifest: pd.DataFrame) -> str:
 
 def _tell(metrics: dict[str, Any], stats: dict[str, Any], out: Path) -> None:
     splits = ", ".join(f"{split} {metrics[split]['cases']} ({metrics[split]['groups']} groups)" for split in SPLITS)
-    print(
-        f"preprocess: {metrics['cases']} cases in {metrics['groups']} groups: {splits}; {metrics['near_duplicate_cases']} "
-        f"cases are near-duplicates of others, in {metrics['near_duplicate_groups']} groups"
-    )
+    print(f"preprocess: {metrics['cases']} cases in {metrics['groups']} groups: {splits}")
+    if metrics["near_duplicate_groups"]:
+        print(
+            f"  {metrics['near_duplicate_cases']} cases are near-duplicates of one another, in "
+            f"{metrics['near_duplicate_groups']} groups"
+        )
     if metrics["largest_group"] > max(LARGE_GROUP * metrics["cases"], 10):
         print(
             f"  note: one group holds {metrics['largest_group']} cases. If they are not of one patient, lower "

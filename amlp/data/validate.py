@@ -86,7 +86,9 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
         if bad / len(manifest) > params.tolerance or usable.empty:
             with atomic_dir(failed) as folder:
                 shutil.copytree(report, folder, dirs_exist_ok=True)
-            by_column = ", ".join(f"{column} {count}" for column, count in judgement.bad["column"].value_counts().items())
+            by_column = ", ".join(
+                f"{column} {count}" for column, count in judgement.bad["column"].value_counts().items()
+            )
             why = "none is left" if usable.empty else f"over validate.tolerance {params.tolerance:g}"
             raise ListedError(
                 f"{path}: {bad} of {len(manifest)} cases ({bad / len(manifest):.1%}) are bad ({by_column}), {why}",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from amlp.data.images import to_model_input
 from amlp.models.checkpoint import InputStats, load
 from amlp.models.encoder import EncoderPlan
-from amlp.models.segmenter import Segmenter
+from amlp.models.segmenter import Segmenter, lesion_probability
 
 
 class Predictor:
@@ -48,11 +48,12 @@ class Predictor:
         pixels = to_model_input(image, channels=plan.channels, height=plan.height, width=plan.width)
         device = self.model.head.weight.device
         batch = self.stats.normalise(torch.from_numpy(pixels.copy()).to(device).unsqueeze(0))
-        logits = self.model(batch)
+        logits, presence = self.model(batch)
         if self.flip_average:
-            logits = (logits + self.model(batch.flip(-1)).flip(-1)) / 2
+            mirrored, again = self.model(batch.flip(-1))
+            logits, presence = (logits + mirrored.flip(-1)) / 2, (presence + again) / 2
         logits = F.interpolate(logits.float(), size=image.shape[:2], mode="bilinear", align_corners=False)
-        return logits.sigmoid()[0, 0].cpu().numpy()
+        return lesion_probability(logits, presence)[0].cpu().numpy()
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Lesion mask (H, W) uint8, 1 where the probability exceeds 1/2."""

@@ -55,9 +55,14 @@ class Segmenter(nn.Module):
             self.join.append(_convolution(width, width))
             previous = width
         self.head = nn.Conv2d(previous, 1, 1)
+        self.presence = nn.Linear(2 * deep, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, C, H, W) to lesion logits (B, 1, H, W)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment normalised images (B, C, H, W).
+
+        Returns:
+            Logits (B, 1, H, W) that a pixel belongs to a lesion, and logits (B,) that the image shows any lesion.
+        """
         # On a CPU, convolutions take two thirds of the time in this layout.
         details, x = [], images.contiguous(memory_format=torch.channels_last)
         for block in self.down:
@@ -68,8 +73,21 @@ class Segmenter(nn.Module):
         # A patch that is no power of two leaves the last stride a little off the grid.
         bottom = F.interpolate(self.bottom(x), size=features.shape[-2:], mode="bilinear", align_corners=False)
         x = self.merge(torch.cat([bottom, features], dim=1))
+        presence = self.presence(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)).squeeze(1)
         for narrow, join, detail in zip(self.narrow, self.join, reversed(details), strict=True):
             # Narrow first: enlarging few channels is cheap.
             x = F.interpolate(narrow(x), size=detail.shape[-2:], mode="bilinear", align_corners=False)
             x = join(x + detail)
-        return self.head(x)
+        return self.head(x), presence
+
+
+def lesion_probability(logits: Tensor, presence: Tensor) -> Tensor:
+    """Probability of each pixel (B, H, W): no pixel is likelier to be lesion than the image is to show one.
+
+    Without that bound, a segmenter that learnt from lesions paints one into every image.
+
+    Args:
+        logits: (B, 1, H, W).
+        presence: (B,) logits.
+    """
+    return torch.minimum(logits[:, 0].float().sigmoid(), presence.float().sigmoid().view(-1, 1, 1))

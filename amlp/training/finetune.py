@@ -25,7 +25,7 @@ from amlp.errors import UserError
 from amlp.files import atomic_dir, sha256, write_json
 from amlp.models.checkpoint import InputStats, save, transfer_encoder
 from amlp.models.encoder import Encoder, EncoderPlan
-from amlp.models.segmenter import Segmenter
+from amlp.models.segmenter import Segmenter, lesion_probability
 from amlp.params import FinetuneParams, Params
 from amlp.progress import progress
 from amlp.training.launch import launch, share_of_batch, this_worker
@@ -36,6 +36,8 @@ from amlp.training.stream import RowStream
 from amlp.training.usage import Usage
 
 _VIEWS, _INTENSITY = 2, 3
+# Weight of the image-level loss; the pixels are the task.
+_PRESENCE = 0.5
 
 
 def labelled_subset(index: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
@@ -65,11 +67,14 @@ def labelled_subset(index: pd.DataFrame, fraction: float, seed: int) -> np.ndarr
     return labelled.index[labelled["group"].isin(chosen)].to_numpy().copy()
 
 
-def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice + binary cross-entropy; both are means over images, so workers' averages agree with the whole batch.
+def segmentation_loss(logits: Tensor, presence: Tensor, masks: Tensor) -> Tensor:
+    """Dice + binary cross-entropy of the pixels, and binary cross-entropy of the lesion's presence.
+
+    All are means over images, so workers' averages agree with the whole batch.
 
     Args:
         logits: (B, 1, H, W).
+        presence: (B,) logits that the image shows a lesion.
         masks: (B, 1, H, W) in 0 .. 1.
     """
     logits, masks = logits.float(), masks.float()
@@ -78,12 +83,19 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     size = probability.sum(dim=(1, 2, 3)) + masks.sum(dim=(1, 2, 3))
     # One pixel's worth of smoothing: an empty prediction of an empty mask has loss 0, not 0 / 0.
     dice = 1 - (2 * overlap + 1) / (size + 1)
-    return dice.mean() + F.binary_cross_entropy_with_logits(logits, masks)
+    present = masks.amax(dim=(1, 2, 3))
+    pixels = F.binary_cross_entropy_with_logits(logits, masks)
+    return dice.mean() + pixels + _PRESENCE * F.binary_cross_entropy_with_logits(presence.float(), present)
 
 
-def dice_scores(logits: Tensor, masks: Tensor) -> Tensor:
-    """DSC of each image (B,) at the model's size; 1 when both masks are empty, for choosing the best epoch."""
-    predicted, true = logits[:, 0] > 0, masks > 0
+def dice_scores(probability: Tensor, masks: Tensor) -> Tensor:
+    """DSC of each image (B,) at the model's size; 1 when both masks are empty, for choosing the best epoch.
+
+    Args:
+        probability: (B, H, W).
+        masks: (B, H, W), above 0 where there is lesion.
+    """
+    predicted, true = probability > 0.5, masks > 0
     overlap = (predicted & true).sum(dim=(1, 2)).float()
     size = predicted.sum(dim=(1, 2)) + true.sum(dim=(1, 2))
     return torch.where(size > 0, 2 * overlap / size.clamp_min(1), 1.0)
@@ -177,8 +189,8 @@ def _loop(config: dict[str, Any]) -> None:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["scale"]
                 with autocast(device, precision):
-                    logits = trained(stats.normalise(pixels * 255.0))
-                loss = segmentation_loss(logits, target)
+                    logits, presence = trained(stats.normalise(pixels * 255.0))
+                loss = segmentation_loss(logits, presence, target)
                 loss.backward()
                 norms.append(guarded_step(optimizer, parameters, settings.clip_norm))
                 average.update(model, step)
@@ -192,7 +204,7 @@ def _loop(config: dict[str, Any]) -> None:
                     if len(chunk) == 0:
                         continue
                     images, masks = load(val, chunk)
-                    dsc = dice_scores(average.model(stats.normalise(images)).float(), masks)
+                    dsc = dice_scores(lesion_probability(*average.model(stats.normalise(images))), masks)
                     scores += torch.tensor([dsc.double().sum().item(), len(dsc)])
             loss_mean = worker.mean(torch.stack(losses).mean())
             scores = worker.sum(scores)

@@ -23,7 +23,7 @@ def test_summary_shows_scores_versions_and_where_to_look(tmp_path: Path, capsys:
     evaluation = {
         "test": {"cases": 64, "lesion_cases": 51, "groups": 16},
         "confidence": 0.9,
-        "models": {"segmenter": scores(0.84), "threshold": scores(None)},
+        "models": {"scratch": scores(0.7), "segmenter": scores(0.84), "threshold": scores(None)},
     }
     registration = {
         "tracking_uri": "sqlite:///mlflow.db",
@@ -48,5 +48,5 @@ def test_summary_shows_scores_versions_and_where_to_look(tmp_path: Path, capsys:
         "mlflow ui --backend-store-uri sqlite:///mlflow.db",
     ):
         assert named in shown
-    [segmenter] = [line for line in shown.splitlines() if line.strip().startswith("segmenter")]
-    assert segmenter.split()[1] == "0.840"
+    table = [line.split()[:2] for line in shown.splitlines()[2:5]]
+    assert table == [["segmenter", "0.840"], ["scratch", "0.700"], ["threshold", "-"]]

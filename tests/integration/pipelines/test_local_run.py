@@ -131,7 +131,7 @@ def test_both_models_are_registered_with_their_lineage(first_run: Path, pipeline
     assert client.get_run(registration["parent_run_id"]).info.status == "FINISHED"
     for name in ("amlp-encoder", "amlp-segmenter"):
         version = client.get_model_version_by_alias(name, "champion")
-        assert version.version == "1"
+        assert str(version.version) == "1"
         assert version.tags["git_commit"] == COMMIT
         assert version.tags["data_md5"] == folder_md5(first_run / "ingest" / "cases")
         assert version.tags["params_hash"] == pipeline.params.digest()

@@ -111,7 +111,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mirrored and darker": lambda picture: (picture[:, ::-1] * 0.7).astype(np.uint8),
     "gamma": lambda picture: np.rint(255 * (picture / 255.0) ** 1.5).astype(np.uint8),
     "noisy": lambda picture: (
-        np.clip(picture + np.random.default_rng(0).normal(0, 12, picture.shape), 0, 255).astype(np.uint8)
+        (picture + np.random.default_rng(0).normal(0, 10, picture.shape)).clip(0, 255).astype("u1")
     ),
     "cropped": lambda picture: picture[2:-1, 1:-3],
     "marked": lambda picture: np.where(np.eye(*picture.shape, k=8, dtype=bool), 255, picture).astype(np.uint8),
@@ -128,10 +128,55 @@ def test_a_changed_copy_is_a_near_duplicate(change: str) -> None:
     assert (groups.near_duplicate_groups, groups.near_duplicate_cases) == (1, 2)
 
 
+def flipped(hexadecimal: str, bits: int) -> str:
+    return f"{int(hexadecimal, 16) ^ (2**bits - 1):016x}"
+
+
+@pytest.mark.parametrize(
+    ("bits", "correlation", "joined"),
+    [
+        (DISTANCE, 0.0, True),
+        (DISTANCE + 1, 0.75, False),
+        (20, 0.95, True),
+        (20, 0.85, False),
+        (DISTANCE + 6, 0.85, True),
+        (DISTANCE + 7, 0.85, False),
+    ],
+)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_either_sign_suffices_when_sure_and_both_when_nearly_so(
+    bits: int, correlation: float, joined: bool, mirror: bool
+) -> None:
+    rng = np.random.default_rng(bits)
+    hashes = [f"{value:016x}" for value in rng.integers(0, 2**63, size=(60, 2)).ravel()]
+    thumbnails = rng.normal(size=(60, THUMBNAIL, THUMBNAIL))
+    # The last two pictures form the pair; the others are there to be different.
+    thumbnails[59] = correlation * thumbnails[58] + np.sqrt(1 - correlation**2) * thumbnails[59]
+    if mirror:
+        thumbnails[59] = thumbnails[59, :, ::-1]
+    plain, mirrored = hashes[:60], hashes[60:]
+    (mirrored if mirror else plain)[59] = flipped(plain[58], bits)
+    frame = pd.DataFrame(
+        {
+            "case_id": [f"case_{number:02d}" for number in range(60)],
+            "patient": None,
+            "sha256": [str(number) for number in range(60)],
+            "phash": plain,
+            "phash_mirror": mirrored,
+            "thumbnail": [pixels.tobytes() for pixels in (128 + 25 * thumbnails).clip(0, 255).astype(np.uint8)],
+        }
+    )
+    groups = group_cases(frame, distance=DISTANCE).group
+    assert (groups[58] == groups[59]) == joined
+    assert len(set(groups)) == 60 - joined
+
+
 def test_what_all_pictures_share_makes_no_near_duplicates() -> None:
     """Pictures of one device: the same frame and depth gain, which is most of what one sees."""
     gain = np.linspace(1, 0.1, 100)[:, None] * np.where(abs(np.linspace(-1, 1, 120)) < 0.9, 1.0, 0.0)
-    pictures = {f"case_{seed:02d}": (gain * (170 + 0.25 * scene(seed, 100, 120))).astype(np.uint8) for seed in range(20)}
+    pictures = {
+        f"case_{seed:02d}": (gain * (170 + 0.25 * scene(seed, 100, 120))).astype(np.uint8) for seed in range(20)
+    }
     flat = np.stack([picture.ravel() for picture in pictures.values()])
     assert np.corrcoef(flat).min() > 0.9
     assert len(set(group_cases(manifest_of(pictures), distance=0).group)) == 20
@@ -197,21 +242,24 @@ def test_splits_keep_the_shares_of_the_labels_and_change_with_the_seed() -> None
     cases = pd.DataFrame({"group": np.arange(500), "label": labels, "labelled": True})
     splits = [assign_splits(cases, test_fraction=0.2, val_fraction=0.125, seed=seed) for seed in (0, 1)]
     for split in splits:
-        assert pd.Series(labels[split == "test"]).value_counts().to_dict() == {"benign": 60, "malignant": 30, "normal": 10}
-        assert pd.Series(labels[split == "val"]).value_counts().to_dict() == {"benign": 30, "malignant": 15, "normal": 5}
+        assert np.unique(labels[split == "test"], return_counts=True)[1].tolist() == [60, 30, 10]
+        assert np.unique(labels[split == "val"], return_counts=True)[1].tolist() == [30, 15, 5]
     assert (splits[0] != splits[1]).any()
 
 
-def test_a_group_counts_under_the_label_of_most_of_its_cases() -> None:
-    # Ten groups of two "a" and a "b", ten of two "b" and an "a": by case both labels are equally frequent.
-    cases = pd.DataFrame({"group": np.repeat(np.arange(20), 3), "label": ["a", "a", "b"] * 10 + ["b", "b", "a"] * 10})
-    splits = assign_splits(cases.assign(labelled=True), test_fraction=0.2, val_fraction=0.25, seed=3)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_group_counts_under_the_label_of_most_of_its_cases(seed: int) -> None:
+    # Twenty groups of two "a" and a "c", twenty of two "b" and a "c".
+    cases = pd.DataFrame({"group": np.repeat(np.arange(40), 3), "label": ["a", "a", "c"] * 20 + ["b", "b", "c"] * 20})
+    splits = assign_splits(cases.assign(labelled=True), test_fraction=0.5, val_fraction=0.25, seed=seed)
     test = np.unique(cases["group"][splits == "test"])
-    assert sorted(test // 10) == [0, 0, 1, 1]
+    assert (test // 20).tolist() == [0] * 10 + [1] * 10
 
 
 def test_too_few_groups_are_refused_with_what_to_do() -> None:
-    cases = pd.DataFrame({"group": [0, 0, 0, 1, 2, 3], "label": "a", "labelled": [True, True, True, True, False, False]})
+    cases = pd.DataFrame(
+        {"group": [0, 0, 0, 1, 2, 3], "label": "a", "labelled": [True, True, True, True, False, False]}
+    )
     with pytest.raises(UserError, match=r"6 cases make 4 groups, 2 of them with masks.*near_duplicate_distance"):
         assign_splits(cases, test_fraction=0.2, val_fraction=0.2, seed=0)
 

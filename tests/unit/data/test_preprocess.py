@@ -184,6 +184,3 @@ def test_wrong_input_is_told(tmp_path: Path) -> None:
         run(tmp_path / "size", cases(9), params=PreprocessParams(height=18, width=32))
     with pytest.raises(UserError, match="each split needs one"):
         run(tmp_path / "few", cases(4))
-    flat = {f"case_{number}": {"image": np.full((20, 20), 7, np.uint8), "mask": lesion(20, 20)} for number in range(4)}
-    with pytest.raises(UserError):
-        run(tmp_path / "flat", flat)

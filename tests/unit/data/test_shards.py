@@ -22,12 +22,15 @@ def shards(tmp_path: Path) -> Path:
         first = 0
         for number, size in enumerate(sizes):
             value = np.arange(first, first + size)
-            np.save(tmp_path / shard_name(split, "images", number), np.full((size, 3, 6, 8), value[:, None, None, None], np.uint8))
-            np.save(tmp_path / shard_name(split, "masks", number), np.full((size, 6, 8), 100 + value[:, None, None], np.uint8))
-            if split == "train":
-                scores = np.full((size, 3, 4), value[:, None, None] / 100, np.float32)
-                np.save(tmp_path / shard_name(split, "scores", number), scores)
-            rows += [{"case_id": f"{split}_{first + row}", "split": split, "shard": number, "row": row} for row in range(size)]
+            arrays = {
+                "images": np.full((size, 3, 6, 8), value[:, None, None, None], np.uint8),
+                "masks": np.full((size, 6, 8), 100 + value[:, None, None], np.uint8),
+                "scores": np.full((size, 3, 4), value[:, None, None] / 100, np.float32),
+            }
+            for kind, array in arrays.items():
+                np.save(tmp_path / shard_name(split, kind, number), array)
+            for row in range(size):
+                rows.append({"case_id": f"{split}_{first + row}", "split": split, "shard": number, "row": row})
             first += size
     # The order of the file's rows is not the order of the shards.
     pd.DataFrame(rows).sample(frac=1, random_state=0).to_parquet(tmp_path / "index.parquet")

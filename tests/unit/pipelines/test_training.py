@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from amlp import __version__
+from pipelines.__main__ import main
 
 
 def compiled(project: Path, out: Path, **variables: str) -> dict[str, Any]:
@@ -62,6 +63,14 @@ def test_the_image_is_the_release_unless_a_build_names_another(
 
     assert images(golden) == {f"amlp:{__version__}"}
     assert images(compiled(project, tmp_path / "other.yaml", AMLP_IMAGE="amlp:0a1b2c3")) == {"amlp:0a1b2c3"}
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["compile", "--out", str(tmp_path / "training.txt")])
+    assert end.value.code == 2
+    assert "training.txt does not end in .yaml" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_tasks_install_nothing(golden: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from amlp.errors import UserError
 from amlp.files import read_json
 from amlp.models.encoder import EncoderPlan
 from amlp.models.predictor import Predictor
-from amlp.models.segmenter import Segmenter
+from amlp.models.segmenter import Segmenter, lesion_probability
 from amlp.training.finetune import dice_scores, finetune, labelled_subset, layer_groups, segmentation_loss
 from amlp.training.pretrain import pretrain
 from tests.tiny import settings, write_shards
@@ -89,9 +89,19 @@ def test_a_perfect_prediction_has_no_loss_and_full_score():
     masks = torch.zeros(2, 1, 8, 8)
     masks[0, 0, 2:5, 2:5] = 1
     logits = (masks * 2 - 1) * 50
-    assert segmentation_loss(logits, masks).item() == pytest.approx(0, abs=1e-6)
-    assert dice_scores(logits, masks[:, 0]).tolist() == [1, 1]
-    assert dice_scores(-logits, masks[:, 0]).tolist() == [0, 0]
+    presence = torch.tensor([50.0, -50.0])
+    assert segmentation_loss(logits, presence, masks).item() == pytest.approx(0, abs=1e-6)
+    assert segmentation_loss(logits, -presence, masks).item() > 1
+    assert segmentation_loss(-logits, presence, masks).item() > 1
+    probability = lesion_probability(logits, presence)
+    assert dice_scores(probability, masks[:, 0]).tolist() == [1, 1]
+    assert dice_scores(1 - probability, masks[:, 0]).tolist() == [0, 0]
+
+
+def test_an_image_without_lesion_has_no_lesion_pixel():
+    probability = lesion_probability(torch.full((2, 1, 4, 4), 3.0), torch.tensor([2.0, -1.0]))
+    assert (probability[0] > 0.5).all()
+    assert (probability[1] < 0.5).all()
 
 
 def test_layers_near_the_input_learn_slower():
