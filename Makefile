@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BUSI_WORKSPACE := workspaces/busi
+# Where the BUSI images are: benign/, malignant/ and normal/.
+DATA ?= $(or $(BUSI_DIR),../shared/data/busi)
 
 # Named, so that make 3.81 of macOS does not bypass the shell and, with it, the PATH below.
 SHELL := /bin/bash

@@ -71,6 +71,8 @@ class PreprocessParams(_Section):
 
     height: Annotated[int, Field(ge=16)] = 96
     width: Annotated[int, Field(ge=16)] = 96
+    # `grey`: one channel, a coloured mark on an ultrasound image turns grey; `auto`: colour if any image has colour.
+    colour: Literal["grey", "auto"] = "grey"
     test_fraction: OpenFraction = 0.2
     val_fraction: OpenFraction = 0.125
     # Bits of 64 by which the perceptual hashes of two near-duplicates differ at most.
@@ -102,7 +104,7 @@ class EncoderParams(_Section):
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> EncoderParams:
-        # 4 x heads, for the 2-D sine-cosine position embedding takes dim in four parts.
+        # 4, for the 2-D sine-cosine position embedding takes dim in four parts.
         if self.dim % self.heads or self.dim % 4:
             raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads} and of 4")
         return self
@@ -256,12 +258,13 @@ class Params(_Section):
     register_: RegisterParams = Field(default=RegisterParams(), alias="register")
 
     @model_validator(mode="after")
-    def _patch_divides_size(self) -> Params:
-        patch, size = self.encoder.patch, self.preprocess
-        if size.height % patch or size.width % patch:
-            raise ValueError(
-                f"encoder.patch {patch} must divide preprocess.height {size.height} and preprocess.width {size.width}"
-            )
+    def _patches_divide_size(self) -> Params:
+        size = self.preprocess
+        for name, patch in (("encoder.patch", self.encoder.patch), ("scores.patch", self.scores.patch)):
+            if size.height % patch or size.width % patch:
+                raise ValueError(
+                    f"{name} {patch} must divide preprocess.height {size.height} and preprocess.width {size.width}"
+                )
         return self
 
     def digest(self) -> str:

@@ -40,7 +40,7 @@ def preprocess(
 ) -> dict[str, Any]:
     """Write shards, `index.parquet`, `stats.json` and `metrics.json` to `out`; return the metrics.
 
-    Images become what the model sees (`to_model_input`), in colour as soon as one case has colour. Statistics come from
+    Images become what the model sees (`to_model_input`); with `colour: auto` in colour if any case has some. Statistics come from
     the training split alone, and so do the lesion scores.
 
     Args:
@@ -61,7 +61,7 @@ def preprocess(
     manifest = pd.read_parquet(path).sort_values("case_id", ignore_index=True)
     groups = group_cases(manifest, distance=params.near_duplicate_distance)
     index = _index(manifest, groups, params, seed)
-    channels = int(manifest["channels"].max())
+    channels = 1 if params.colour == "grey" else int(manifest["channels"].max())
     shape = (channels, params.height, params.width)
 
     with atomic_dir(out) as folder:

@@ -148,7 +148,9 @@ def test_equal_input_gives_equal_bytes_whatever_the_order_of_the_manifest(shards
 
 def test_one_colour_picture_makes_all_of_three_channels(tmp_path: Path) -> None:
     colour = np.stack([scene(90), scene(91), scene(92)], axis=2)
-    shards = run(tmp_path, cases(12, colour={"image": colour, "mask": lesion()}))
+    made = cases(12, colour={"image": colour, "mask": lesion()})
+    shards = run(tmp_path, made, PARAMS.model_copy(update={"colour": "auto"}))
+    assert read_stats(again(tmp_path, PARAMS, out="grey")).channels == 1, "the default turns a coloured mark grey"
     stats = read_stats(shards)
     assert stats.channels == len(stats.mean) == len(stats.std) == 3
     for split in ("train", "val", "test"):

@@ -1,0 +1,77 @@
+"""The pipeline as DVC drives it: runs once, then only what a change concerns."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from amlp.params import Params, parse_params
+
+STAGES = ["ingest", "validate", "preprocess", "pretrain", "finetune", "scratch", "evaluate", "register", "report"]
+TINY = {
+    "ingest": {"phantom": {"patients": 16, "images_per_patient": 2, "height": 48, "width": 64}},
+    "preprocess": {"height": 32, "width": 32, "val_fraction": 0.25},
+    "encoder": {"dim": 24, "depth": 2, "heads": 3},
+    "pretrain": {"epochs": 2, "batch": 8, "decoder": {"dim": 24, "depth": 1, "heads": 3}},
+    "finetune": {"epochs": 2, "batch": 8, "channels": 8},
+    "evaluate": {"bootstrap_samples": 100},
+}
+
+
+class Repository:
+    """A git and DVC repository with the project's pipeline and small parameters."""
+
+    def __init__(self, folder: Path, project: Path) -> None:
+        self.folder = folder
+        shutil.copytree(project / "amlp", folder / "amlp", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+            shutil.copy(project / name, folder / name)
+        self.write(parse_params(TINY, "test"))
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+        self.run("git", "init", "--quiet")
+        self.run("dvc", "init", "--quiet")
+        self.run("git", "add", "--all")
+        self.run("git", *identity, "commit", "--quiet", "--message", "start")
+
+    def write(self, params: Params) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)))
+
+    def run(self, *command: str) -> str:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        result = subprocess.run(
+            command, cwd=self.folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=400
+        )
+        assert result.returncode == 0, f"{command}:\n{result.stdout}\n{result.stderr}"
+        return result.stdout + result.stderr
+
+    def ran(self, *command: str) -> list[str]:
+        """Run a DVC command and return the stages that it ran."""
+        return re.findall(r"Running stage '(\w+)'", self.run("dvc", *command))
+
+
+@pytest.fixture(scope="module")
+def repository(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    return Repository(tmp_path_factory.mktemp("dvc"), project)
+
+
+@pytest.mark.timeout(600)
+def test_only_what_a_change_concerns_runs_again(repository):
+    assert sorted(repository.ran("repro")) == sorted(STAGES)
+    assert (repository.folder / "report.html").is_file()
+    assert "segmenter_dsc" in repository.run("dvc", "metrics", "show")
+    assert "file://" in repository.run("dvc", "plots", "show")
+
+    started = time.monotonic()
+    assert repository.ran("repro") == []
+    print(f"dvc repro with nothing to do: {time.monotonic() - started:.1f} s")
+
+    after = ["finetune", "scratch", "evaluate", "register", "report"]
+    assert sorted(repository.ran("exp", "run", "-S", "finetune.lr=0.0005")) == sorted(after)
+    assert yaml.safe_load((repository.folder / "params.yaml").read_text())["finetune"]["lr"] == 0.0005
+    assert "0.0005" in repository.run("dvc", "exp", "show", "--no-pager")
