@@ -258,13 +258,12 @@ class Params(_Section):
     register_: RegisterParams = Field(default=RegisterParams(), alias="register")
 
     @model_validator(mode="after")
-    def _patches_divide_size(self) -> Params:
-        size = self.preprocess
-        for name, patch in (("encoder.patch", self.encoder.patch), ("scores.patch", self.scores.patch)):
-            if size.height % patch or size.width % patch:
-                raise ValueError(
-                    f"{name} {patch} must divide preprocess.height {size.height} and preprocess.width {size.width}"
-                )
+    def _patch_divides_size(self) -> Params:
+        patch, size = self.encoder.patch, self.preprocess
+        if size.height % patch or size.width % patch:
+            raise ValueError(
+                f"encoder.patch {patch} must divide preprocess.height {size.height} and preprocess.width {size.width}"
+            )
         return self
 
     def digest(self) -> str:

@@ -40,8 +40,8 @@ def preprocess(
 ) -> dict[str, Any]:
     """Write shards, `index.parquet`, `stats.json` and `metrics.json` to `out`; return the metrics.
 
-    Images become what the model sees (`to_model_input`); with `colour: auto` in colour if any case has some. Statistics come from
-    the training split alone, and so do the lesion scores.
+    Images become what the model sees (`to_model_input`); with `colour: auto` in colour if any case has some.
+    Statistics come from the training split alone, and so do the lesion scores.
 
     Args:
         ingest: folder with the images and masks.
