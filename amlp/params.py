@@ -34,7 +34,7 @@ class _Section(BaseModel):
 class PhantomParams(_Section):
     """The generator's data set."""
 
-    patients: Annotated[int, Field(ge=4)] = 80
+    patients: Annotated[int, Field(ge=4)] = 64
     images_per_patient: Positive = 4
     height: Annotated[int, Field(ge=32)] = 112
     width: Annotated[int, Field(ge=32)] = 144
@@ -169,9 +169,9 @@ class CclParams(_Section):
 class PretrainParams(_Section):
     """Self-supervised pre-training on the training split."""
 
-    epochs: Positive = 40
-    batch: Positive = 32
-    lr: PositiveFloat = 1.5e-3
+    epochs: Positive = 30
+    batch: Positive = 16
+    lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     warmup: Fraction = 0.1
     clip_norm: PositiveFloat = 1.0
@@ -203,11 +203,11 @@ class PretrainParams(_Section):
 class FinetuneParams(_Section):
     """Supervised training of the segmenter."""
 
-    epochs: Positive = 40
-    batch: Positive = 16
+    epochs: Positive = 10
+    batch: Positive = 8
     lr: PositiveFloat = 1e-3
     # Each layer of the encoder learns this much slower than the one above it.
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     warmup: Fraction = 0.1
     clip_norm: PositiveFloat = 1.0
@@ -302,6 +302,9 @@ def parse_params(values: Mapping[str, Any], origin: str) -> Params:
                 problems.append(f"{key}: unknown key; {_nearest(item['loc'])}")
             else:
                 reason = item["msg"].removeprefix("Value error, ")
+                if item["type"] == "float_type" and isinstance(item["input"], str):
+                    # YAML 1.1 reads 1e-3 as text.
+                    reason += " (write 1.0e-3, not 1e-3)"
                 problems.append(f"{key}: {reason}" + ("" if not item["loc"] else f", got {item['input']!r}"[:120]))
         raise ListedError(f"{origin}: {len(problems)} problem(s)", problems, "Mend them and run again.") from error
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ from PIL import Image
 
 import amlp.data.groups
 from amlp.data.groups import assign_splits, group_cases
-from amlp.data.images import read_image, to_model_input
-from amlp.data.ingest import ingest, perceptual_hashes
-from amlp.data.validate import THUMBNAIL, with_facts
+from amlp.data.images import to_model_input
+from amlp.data.ingest import perceptual_hashes
+from amlp.data.validate import THUMBNAIL
 from amlp.errors import UserError
-from amlp.params import IngestParams, PreprocessParams
+from amlp.params import PreprocessParams
 from tests.ingest_folder import scene
 
 DISTANCE = PreprocessParams().near_duplicate_distance
@@ -262,28 +261,3 @@ def test_too_few_groups_are_refused_with_what_to_do() -> None:
     )
     with pytest.raises(UserError, match=r"6 cases make 4 groups, 2 of them with masks.*near_duplicate_distance"):
         assign_splits(cases, test_fraction=0.2, val_fraction=0.2, seed=0)
-
-
-@pytest.mark.busi
-def test_on_busi_no_group_is_huge_and_no_test_image_resembles_a_training_image(busi: Path, tmp_path: Path) -> None:
-    ingest(params=IngestParams(source="busi", path=str(busi)), seed=0, out=tmp_path)
-    frame = with_facts(pd.read_parquet(tmp_path / "manifest.parquet"), tmp_path)
-    groups = group_cases(frame, distance=DISTANCE)
-    frame["group"], frame["labelled"] = groups.group, True
-    by_case = frame.set_index("case_id")["group"]
-    assert by_case["benign_433"] == by_case["malignant_145"]
-    assert frame["group"].value_counts().max() < 10
-
-    splits = assign_splits(frame, test_fraction=0.2, val_fraction=0.125, seed=0)
-    pictures = np.stack(
-        [to_model_input(read_image(tmp_path / name), channels=1, height=64, width=64)[0] for name in frame["image"]]
-    )
-
-    def unit(stack: np.ndarray) -> np.ndarray:
-        rows = stack.reshape(len(stack), -1).astype(float)
-        rows -= rows.mean(axis=1, keepdims=True)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    test, rest = pictures[splits == "test"], pictures[splits != "test"]
-    assert (unit(test) @ unit(rest).T).max() < 0.95
-    assert (unit(test[:, :, ::-1]) @ unit(rest).T).max() < 0.95

@@ -359,16 +359,3 @@ def test_a_source_without_images_says_what_is_expected(
     with pytest.raises(UserError, match=rf"source: {reason}.*_mask\.png"):
         run(tmp_path / "source", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.busi
-def test_busi_itself(busi: Path, tmp_path: Path) -> None:
-    manifest = run(busi, tmp_path / "out")
-    assert manifest.label.value_counts().to_dict() == {"benign": 437, "malignant": 210, "normal": 133}
-    assert (manifest.lesion_fraction[manifest.label == "normal"] == 0).all()
-    assert (manifest.lesion_fraction[manifest.label != "normal"] > 0).all()
-    # The same picture, filed under two classes.
-    one, other = manifest.loc["benign_433"], manifest.loc["malignant_145"]
-    assert (one.sha256, one.phash) == (other.sha256, other.phash)
-    first, second = (read_mask(busi / f"benign/benign (4)_mask{ending}.png") for ending in ("", "_1"))
-    np.testing.assert_array_equal(read_mask(tmp_path / "out" / manifest["mask"]["benign_4"]), first | second)
