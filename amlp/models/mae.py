@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from amlp.models.encoder import Encoder, EncoderPlan, position_embedding
+from amlp.models.encoder import Encoder, EncoderPlan, SelfAttention, position_embedding
 from amlp.params import DecoderParams
 
 # As in timm's ViT and in MAE, not torch's 1e-5.
@@ -35,7 +35,8 @@ class MaskedAutoencoder(nn.Module):
         positions = position_embedding(plan.grid, decoder.dim, self.encoder.prefix)
         self.register_buffer("decoder_positions", positions, persistent=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder.dim, decoder.heads, qkv_bias=True, norm_layer=_norm) for _ in range(decoder.depth)
+            Block(decoder.dim, decoder.heads, qkv_bias=True, norm_layer=_norm, attn_layer=SelfAttention)
+            for _ in range(decoder.depth)
         )
         self.decoder_norm = _norm(decoder.dim)
         self.pixel_head = nn.Linear(decoder.dim, plan.patch**2 * plan.channels)
@@ -63,12 +64,13 @@ class MaskedAutoencoder(nn.Module):
             pixels (B, M, patch * patch * C) of the masked patches, in the order of `masked`, and the category
             logits (B, L) of all patches, None without a category head.
         """
-        tokens = self.decoder_embed(self.encoder(images, visible))
-        prefix, seen = tokens.split([self.encoder.prefix, visible.shape[1]], dim=1)
-        b, _, dim = tokens.shape
-        patches = self.mask_token.to(tokens.dtype).expand(b, self.plan.patches, dim)
-        patches = patches.scatter(1, visible.unsqueeze(-1).expand(-1, -1, dim), seen)
-        decoded = self._decode(torch.cat([prefix, patches], dim=1))
+        seen = self.decoder_embed(self.encoder(images, visible))
+        b, _, dim = seen.shape
+        prefix = self.encoder.prefix
+        # Where each token belongs: the prefix first, then the patches row by row; the mask token fills the rest.
+        place = torch.cat([torch.arange(prefix, device=seen.device).expand(b, -1), visible + prefix], dim=1)
+        tokens = self.mask_token.to(seen.dtype).expand(b, prefix + self.plan.patches, dim)
+        decoded = self._decode(tokens.scatter(1, place.unsqueeze(-1).expand(-1, -1, dim), seen))
         pixels = self.pixel_head(decoded.gather(1, masked.unsqueeze(-1).expand(-1, -1, dim)))
         logits = self.category_head(decoded).squeeze(-1) if self.category_head is not None else None
         return pixels, logits

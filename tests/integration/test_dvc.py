@@ -1,5 +1,6 @@
 """The pipeline as DVC drives it: runs once, then only what a change concerns."""
 
+import json
 import os
 import re
 import shutil
@@ -75,3 +76,9 @@ def test_only_what_a_change_concerns_runs_again(repository):
     assert sorted(repository.ran("exp", "run", "-S", "finetune.lr=0.0005")) == sorted(after)
     assert yaml.safe_load((repository.folder / "params.yaml").read_text())["finetune"]["lr"] == 0.0005
     assert "0.0005" in repository.run("dvc", "exp", "show", "--no-pager")
+
+    # On two Ray Train workers the run ends in registered versions just the same.
+    trained = ["pretrain", "finetune", "evaluate", "register", "report"]
+    assert sorted(repository.ran("exp", "run", "-S", "pretrain.num_workers=2")) == sorted(trained)
+    registration = json.loads((repository.folder / "registration.json").read_text())
+    assert (registration["encoder"]["version"], registration["segmenter"]["version"]) == ("3", "3")
