@@ -80,8 +80,10 @@ def category_consistency(
 
     Masked patches aim at (1 - lam) * c + lam * g, where g marks as many of the hardest masked patches as there are
     masked lesion patches in that image; visible patches aim at c with half the weight. Lesion and background weigh
-    the same within an image. Images without a lesion category contribute 0, and the sum is divided by the whole
-    batch, so that the loss does not depend on how a batch is split over workers.
+    the same among the masked and among the visible patches of an image, each set for itself: MPS masks lesions first,
+    so in one balance over both sets "visible" alone would mean background, and the head would find no lesion in the
+    unmasked image that refinement shows it. A set without both categories contributes 0, and the sum is divided by
+    the whole batch, so that the loss does not depend on how a batch is split over workers.
 
     Args:
         logits: (B, L) of the category head.
@@ -96,16 +98,22 @@ def category_consistency(
     rank = error.detach().argsort(dim=1, descending=True).argsort(dim=1)
     hardest = (rank < lesion_count).float()
     target = c.scatter(1, masked, (1 - difficulty_weight) * masked_category + difficulty_weight * hardest)
-    weight = torch.full_like(c, 0.5).scatter(1, masked, 1.0)
-
+    hidden = torch.zeros_like(category).scatter(1, masked, True)
     logits = logits.float()
-    positive, negative = weight * target, weight * (1 - target)
+    loss = _balanced_entropy(logits, target, hidden) + 0.5 * _balanced_entropy(logits, target, ~hidden)
+    return loss.sum() / (1.5 * len(loss))
+
+
+def _balanced_entropy(logits: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
+    """Cross-entropy (B,) over the chosen patches, both categories weighing the same; 0 where one of them is absent."""
+    positive, negative = target * chosen, (1 - target) * chosen
+    present, absent = positive.sum(dim=1), negative.sum(dim=1)
     tiny = torch.finfo(torch.float32).tiny
     loss = 0.5 * (
-        (positive * F.softplus(-logits)).sum(dim=1) / positive.sum(dim=1).clamp_min(tiny)
-        + (negative * F.softplus(logits)).sum(dim=1) / negative.sum(dim=1).clamp_min(tiny)
+        (positive * F.softplus(-logits)).sum(dim=1) / present.clamp_min(tiny)
+        + (negative * F.softplus(logits)).sum(dim=1) / absent.clamp_min(tiny)
     )
-    return (loss * category.any(dim=1)).sum() / len(loss)
+    return loss * ((present > 0) & (absent > 0))
 
 
 def ramp(progress: float, start: float, end: float) -> float:

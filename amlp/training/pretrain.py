@@ -55,9 +55,29 @@ class ScoreMaps:
         self.current = clusters.copy()
 
     def refine(self, categories: np.ndarray, weight: float) -> None:
-        """Set s = (1 - weight) * clusters + weight * categories, (N, h, w); images that took the guard stay at 0."""
+        """Set s = (1 - weight) * clusters + weight * p.
+
+        p is the model's category, shifted for each image so that it calls as many patches lesion as the clusters do:
+        refinement decides which patches, not how many, or a head that errs to one side would end the selection.
+        Images that took the guard stay at 0.
+
+        Args:
+            categories: (N, h, w) probabilities of the lesion category.
+            weight: 0 .. 1.
+        """
+        n, *grid = self.clusters.shape
+        flat = np.clip(categories.reshape(n, -1).astype(np.float64), 1e-9, 1 - 1e-9)
+        logits = np.log(flat / (1 - flat))
+        count = (self.clusters.reshape(n, -1) > 0.5).sum(axis=1)
+        ranked = -np.sort(-logits, axis=1)
+        last = logits.shape[1] - 1
+        row = np.arange(n)
+        # Halfway between the last patch that counts as lesion and the first that doesn't.
+        limit = (ranked[row, np.clip(count - 1, 0, last)] + ranked[row, np.clip(count, 0, last)]) / 2
+        shifted = 1 / (1 + np.exp(limit[:, None] - logits))
         clear = self.clusters.any(axis=(1, 2), keepdims=True)
-        self.current = np.where(clear, (1 - weight) * self.clusters + weight * categories, 0).astype(np.float32)
+        mixed = (1 - weight) * self.clusters + weight * shifted.reshape(n, *grid)
+        self.current = np.where(clear, mixed, 0).astype(np.float32)
 
 
 def _refined_categories(model: MaskedAutoencoder, split: ShardedSplit, stats: InputStats, grid: tuple[int, int],

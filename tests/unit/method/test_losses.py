@@ -96,6 +96,18 @@ def test_difficulty_moves_the_target():
     assert losses[0] < losses[1]
 
 
+def test_being_visible_tells_nothing_of_the_category():
+    """Nearly all lesion patches are masked: a head that says "visible is background" must not be rewarded for it."""
+    category = torch.zeros(1, 20, dtype=torch.bool)
+    category[0, :6] = True
+    masked = torch.tensor([[0, 1, 2, 3, 4, 10]])  # five of six lesion patches
+    error = torch.ones(1, 6)
+    hidden = torch.zeros(1, 20).scatter(1, masked, 1.0)
+    shortcut = category_consistency(4 * (2 * hidden - 1), category, masked, error, difficulty_weight=0.0)
+    nothing = category_consistency(torch.zeros(1, 20), category, masked, error, difficulty_weight=0.0)
+    assert shortcut > nothing
+
+
 def test_images_without_category_contribute_nothing_but_count():
     category = torch.zeros(2, 6, dtype=torch.bool)
     category[0, 0] = True

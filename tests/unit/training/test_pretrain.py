@@ -40,7 +40,10 @@ def test_it_writes_an_encoder_curves_and_pictures(trained):
 
 def test_lesions_are_masked_more_than_background(trained):
     rows = pd.read_csv(trained / "diagnostics.csv")
-    assert (rows["masked_ratio"] > 1).all()
+    assert (rows["masked_ratio"].iloc[:2] > 1).all(), "before the untrained model takes part"
+    assert rows["refine_weight"].iloc[-1] > 0.5
+    share = rows["category_share"]
+    assert share.between(0.5 * share.iloc[0], 2 * share.iloc[0]).all(), "refinement keeps the lesion category alive"
     assert rows["score_enrichment"].iloc[0] > 1.5
 
 
@@ -80,10 +83,17 @@ def test_a_patch_that_does_not_divide_the_images_is_refused(shards, tmp_path):
     assert not (tmp_path / "encoder").exists()
 
 
-def test_refinement_mixes_and_leaves_guarded_images_alone():
-    clusters = np.zeros((2, 2, 2), np.float32)
-    clusters[0, 0, 0] = 1
+def test_refinement_decides_which_patches_are_lesion_and_not_how_many():
+    random = np.random.default_rng(0)
+    clusters = np.zeros((3, 4, 4), np.float32)
+    clusters[0, 0, :3] = 1
+    clusters[1, 2:] = 0.9
+    categories = (0.01 * random.random((3, 4, 4))).astype(np.float32)  # a head that sees no lesion anywhere
     maps = ScoreMaps(clusters)
-    maps.refine(np.full((2, 2, 2), 0.5, np.float32), 0.8)
-    assert maps.current[0].ravel().tolist() == pytest.approx([0.6, 0.4, 0.4, 0.4])
-    assert not maps.current[1].any()
+    maps.refine(categories, 0.999)
+    refined = maps.current > 0.5
+    assert refined.sum(axis=(1, 2)).tolist() == [3, 8, 0]
+    chosen = set(np.flatnonzero(refined[0]))
+    assert chosen == set(np.argsort(categories[0].ravel())[-3:])
+    maps.refine(categories, 0.0)
+    assert np.allclose(maps.current, clusters)
