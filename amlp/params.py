@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -144,7 +146,8 @@ class MpsParams(_Section):
     refine: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8
     # Share of the training before refinement starts; it then rises to its full weight over an equal share.
     warmup: Fraction = 0.25
-    refresh_epochs: Positive = 5
+    # Each refinement looks at every training image once more.
+    refresh_epochs: Positive = 10
 
 
 class RrlParams(_Section):
@@ -242,6 +245,15 @@ class RegisterParams(_Section):
     encoder_name: str = "amlp-encoder"
     segmenter_name: str = "amlp-segmenter"
 
+    @model_validator(mode="after")
+    def _no_secret(self) -> RegisterParams:
+        # The address stands in registration.json, in the report and in MLflow itself.
+        if urlsplit(self.tracking_uri).password is not None:
+            raise ValueError(
+                "tracking_uri must hold no password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return self
+
 
 class Params(_Section):
     """All of `params.yaml`."""
@@ -302,8 +314,8 @@ def parse_params(values: Mapping[str, Any], origin: str) -> Params:
                 problems.append(f"{key}: unknown key; {_nearest(item['loc'])}")
             else:
                 reason = item["msg"].removeprefix("Value error, ")
-                if item["type"] == "float_type" and isinstance(item["input"], str):
-                    # YAML 1.1 reads 1e-3 as text.
+                if item["type"] == "float_type" and re.fullmatch(r"[-+]?\d+e[-+]?\d+", str(item["input"])):
+                    # YAML 1.1 reads it as text.
                     reason += " (write 1.0e-3, not 1e-3)"
                 problems.append(f"{key}: {reason}" + ("" if not item["loc"] else f", got {item['input']!r}"[:120]))
         raise ListedError(f"{origin}: {len(problems)} problem(s)", problems, "Mend them and run again.") from error

@@ -18,11 +18,14 @@ def step_generator(seed: int, step: int, purpose: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def random_views(batch: int, generator: torch.Generator, *, min_area: float, rotate: float = 0.0) -> Tensor:
+def random_views(
+    batch: int, generator: torch.Generator, *, size: tuple[int, int], min_area: float, rotate: float = 0.0
+) -> Tensor:
     """Draw a crop, a horizontal flip and optionally a rotation for each image.
 
     Args:
         batch: B.
+        size: height and width of the images, px.
         min_area: smallest share of the image's area that a crop keeps, 0 .. 1; the aspect ratio varies by 3/4 .. 4/3.
         rotate: largest rotation in radians.
 
@@ -41,8 +44,10 @@ def random_views(batch: int, generator: torch.Generator, *, min_area: float, rot
     flip = torch.where(u[:, 4] < 0.5, -1.0, 1.0)
     angle = rotate * (2 * u[:, 5] - 1)
     cos, sin = angle.cos(), angle.sin()
-    row_x = torch.stack([scale_x * flip * cos, -scale_x * sin, shift_x], dim=1)
-    row_y = torch.stack([scale_y * flip * sin, scale_y * cos, shift_y], dim=1)
+    # Coordinates run from -1 to 1 on either axis: in pixels the turn must be one, not a shear.
+    height, width = size
+    row_x = torch.stack([scale_x * flip * cos, -scale_x * sin * (height / width), shift_x], dim=1)
+    row_y = torch.stack([scale_y * flip * sin * (width / height), scale_y * cos, shift_y], dim=1)
     return torch.stack([row_x, row_y], dim=1)
 
 

@@ -26,6 +26,7 @@ from amlp.params import IngestParams
 
 # Class folder whose images need no mask.
 UNLABELLED = "unlabelled"
+OTHER_PICTURES = {".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".dcm", ".nii"}
 PATIENTS = "patients.csv"
 # Stem of a mask file.
 _MASK = re.compile(r"(?P<image>.+)_mask(_\d+)?", re.DOTALL)
@@ -171,7 +172,12 @@ def _walk(root: Path, listing: Listing) -> Iterator[tuple[str, list[str]]]:
         for path in sorted(folder.iterdir()):
             if leaves(path):
                 continue
-            if path.name.startswith(".") or path.suffix.lower() != ".png" or path.is_dir():
+            if path.suffix.lower() in OTHER_PICTURES and not path.name.startswith("."):
+                # Ignored, it would be missing from the data without anybody noticing.
+                listing.files += 1
+                reason = "this layout holds PNG files; convert it to PNG."
+                listing.problems.append(Problem(f"{folder.name}/{path.name}", reason))
+            elif path.name.startswith(".") or path.suffix.lower() != ".png" or path.is_dir():
                 listing.ignored.append(f"{folder.name}/{path.name}")
             else:
                 names.append(path.name)

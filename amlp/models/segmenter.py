@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential
 
 def _norm_and_activation(channels: int) -> nn.Sequential:
     # Groups of channels, not batches: batches are small, and a worker sees only its part of one.
-    return nn.Sequential(nn.GroupNorm(min(8, channels), channels), nn.GELU())
+    return nn.Sequential(nn.GroupNorm(math.gcd(8, channels), channels), nn.GELU())
 
 
 class Segmenter(nn.Module):

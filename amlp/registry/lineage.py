@@ -108,8 +108,8 @@ def code_version(root: Path) -> tuple[str, bool | None]:
     for folder in (root, Path(amlp.__file__).parent):
         commit = _git(folder, "rev-parse", "--verify", "HEAD")
         if commit:
-            # Here and at the top: a workspace has outputs of its own, and so has the project that it lies in.
-            outputs = [f":({where}){name}" for name in _OUTPUTS for where in ("exclude", "exclude,top")]
+            outputs = [f":(exclude,top){name}" for name in _OUTPUTS]
+            # What a workspace holds is made by the pipeline, less its parameters, which have a hash of their own.
             changes = _git(folder, "status", "--porcelain", "--", ":/", *outputs, ":(exclude,top)workspaces")
             return commit, None if changes is None else bool(changes)
     return "unknown", None

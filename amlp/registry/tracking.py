@@ -30,12 +30,11 @@ _SETTINGS = {
     "MLFLOW_UV_AUTO_DETECT": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-# Columns of a training's system.csv -> the names that MLflow's own system metrics have.
+# Columns of a training's system.csv -> names in the group that MLflow's pages show as system metrics.
 SYSTEM_METRICS = {
-    "cpu_percent": "system/cpu_utilization_percentage",
-    "memory_mb": "system/system_memory_usage_megabytes",
-    "gpu_percent": "system/gpu_0_utilization_percentage",
-    "gpu_memory_mb": "system/gpu_0_memory_usage_megabytes",
+    "cpu_percent": "system/process_cpu_percentage",  # 100 is one core
+    "memory_mb": "system/process_memory_megabytes",
+    "gpu_memory_mb": "system/process_gpu_memory_megabytes",
 }
 
 

@@ -28,10 +28,10 @@ from amlp.models.encoder import Encoder, EncoderPlan
 from amlp.models.segmenter import Segmenter, lesion_probability
 from amlp.params import FinetuneParams, Params
 from amlp.progress import progress
-from amlp.training.launch import launch, share_of_batch, this_worker
-from amlp.training.optim import WeightAverage, adamw, check_finite, guarded_step, learning_rate
+from amlp.training.launch import check_shares, launch, this_worker
+from amlp.training.optim import WeightAverage, adamw, check_finite, finite_mean, guarded_step, learning_rate
 from amlp.training.precision import autocast, resolve_precision
-from amlp.training.state import TrainingState, data_digest, run_digest
+from amlp.training.state import TrainingState, code_digest, data_digest, run_digest
 from amlp.training.stream import RowStream
 from amlp.training.usage import Usage
 
@@ -178,6 +178,7 @@ def _loop(config: dict[str, Any]) -> None:
                     views = random_views(
                         settings.batch,
                         step_generator(params.seed, step, _VIEWS),
+                        size=(plan.height, plan.width),
                         min_area=settings.min_crop,
                         rotate=settings.rotate,
                     )
@@ -206,7 +207,7 @@ def _loop(config: dict[str, Any]) -> None:
                     images, masks = load(val, chunk)
                     dsc = dice_scores(lesion_probability(*average.model(stats.normalise(images))), masks)
                     scores += torch.tensor([dsc.double().sum().item(), len(dsc)])
-            loss_mean = worker.mean(torch.stack(losses).mean())
+            loss_mean = finite_mean(worker.mean(torch.stack(losses)).unsqueeze(1)).item()
             scores = worker.sum(scores)
             val_dsc = float(scores[0] / scores[1])
             if val_dsc > best["dsc"]:
@@ -216,7 +217,7 @@ def _loop(config: dict[str, Any]) -> None:
             history.append(
                 {
                     "epoch": epoch + 1,
-                    "loss": float(loss_mean),
+                    "loss": loss_mean,
                     "lr": rate,
                     "val_dsc": val_dsc,
                     "skipped": skipped,
@@ -259,7 +260,7 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
         UserError: no labelled images, an encoder that does not fit, or a training that diverged.
     """
     settings = params.finetune
-    share_of_batch(settings.batch, settings.num_workers, "finetune.batch")
+    check_shares(settings.batch, settings.num_workers, "finetune.batch")
     stats = read_stats(shards)
     if not ShardedSplit.open(shards, "val").index["labelled"].any():
         raise UserError(f"{shards}: the validation split holds no image with a mask, so no epoch can be chosen by it.")
@@ -284,36 +285,38 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
         params.seed,
         asdict(plan),
         data_digest(shards),
+        code_digest(),
         sha256(checkpoint) if checkpoint else None,
     )
     training = TrainingState(state / f"finetune-{digest}")
     config["state"] = str(training.folder.resolve())
-    launch(_loop, config, workers=settings.num_workers, folder=state / "ray" / f"finetune-{digest}")
+    with training.locked():
+        launch(_loop, config, workers=settings.num_workers, folder=state / "ray" / f"finetune-{digest}")
 
-    end = training.load()
-    assert end is not None and end["epoch"] == settings.epochs, "the training loop ended before its last epoch"
-    metrics = {
-        "val_dsc": round(end["best"]["dsc"], 6),
-        "best_epoch": end["best"]["epoch"],
-        "labelled_images": end["labelled_images"],
-        "seconds": round(end["seconds"], 1),
-    }
-    with atomic_dir(out) as folder:
-        save(
-            folder / "segmenter.pt",
-            {
-                "kind": "amlp-segmenter",
-                "plan": asdict(plan),
-                "channels": settings.channels,
-                "input": asdict(inputs),
-                "flip_average": settings.flip_average,
-                "state": end["best"]["state"],
-            },
-        )
-        pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
-        pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
-        write_json(folder / "loading.json", asdict(report) if report else None)
-        write_json(folder / "metrics.json", metrics)
-    training.discard()
+        end = training.load()
+        assert end is not None and end["epoch"] == settings.epochs, "the training loop ended before its last epoch"
+        metrics = {
+            "val_dsc": round(end["best"]["dsc"], 6),
+            "best_epoch": end["best"]["epoch"],
+            "labelled_images": end["labelled_images"],
+            "seconds": round(end["seconds"], 1),
+        }
+        with atomic_dir(out) as folder:
+            save(
+                folder / "segmenter.pt",
+                {
+                    "kind": "amlp-segmenter",
+                    "plan": asdict(plan),
+                    "channels": settings.channels,
+                    "input": asdict(inputs),
+                    "flip_average": settings.flip_average,
+                    "state": end["best"]["state"],
+                },
+            )
+            pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
+            pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
+            write_json(folder / "loading.json", asdict(report) if report else None)
+            write_json(folder / "metrics.json", metrics)
+        training.discard()
     print(f"Wrote {out}: best validation DSC {metrics['val_dsc']:.3f} in epoch {metrics['best_epoch']}.")
     return metrics

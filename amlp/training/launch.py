@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # A worker that died must not leave the others waiting for ever.
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -55,6 +58,8 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
             if isinstance(cause, UserError):
                 raise cause from error
         raise
+    # Ray's own records of a run that ended well; what a resume needs is in the training state.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,11 @@ def this_worker() -> Worker:
     return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 
 
-def share_of_batch(batch: int, workers: int, name: str) -> int:
-    """Return each worker's part of the global batch.
+def check_shares(batch: int, workers: int, name: str) -> None:
+    """Check that the workers can share the global batch evenly.
 
     Raises:
         UserError: the parts would differ, and with them the gradient.
     """
     if workers > 1 and batch % workers:
         raise UserError(f"{name}: {batch} images can't be shared evenly by {workers} workers; use a multiple of them.")
-    return batch // max(workers, 1)

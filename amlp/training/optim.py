@@ -77,6 +77,12 @@ def check_finite(norms: Tensor, *, epoch: int, limit: float = 0.1) -> int:
     return skipped
 
 
+def finite_mean(values: Tensor) -> Tensor:
+    """Mean (K,) over the steps (steps, K) of which every value is finite; the others were skipped."""
+    finite = values.isfinite().all(dim=1)
+    return values[finite].mean(dim=0)
+
+
 class WeightAverage(Generic[M]):
     """Exponential moving average (EMA) of a model's weights, with a warm-up so that early weights are forgotten."""
 

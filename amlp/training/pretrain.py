@@ -33,10 +33,10 @@ from amlp.models.mae import MaskedAutoencoder
 from amlp.params import Params, PretrainParams
 from amlp.progress import progress
 from amlp.training.diagnostics import Monitor
-from amlp.training.launch import Worker, launch, share_of_batch, this_worker
-from amlp.training.optim import WeightAverage, adamw, check_finite, guarded_step, learning_rate
+from amlp.training.launch import Worker, check_shares, launch, this_worker
+from amlp.training.optim import WeightAverage, adamw, check_finite, finite_mean, guarded_step, learning_rate
 from amlp.training.precision import autocast, resolve_precision
-from amlp.training.state import TrainingState, data_digest, run_digest
+from amlp.training.state import TrainingState, code_digest, data_digest, run_digest
 from amlp.training.stream import RowStream
 from amlp.training.usage import Usage
 
@@ -178,10 +178,11 @@ def _loop(config: dict[str, Any]) -> None:
                 bar.update()
 
             skipped = check_finite(torch.stack(norms), epoch=epoch + 1)
-            table = worker.mean(torch.stack(parts)).tolist()
+            averaged = worker.mean(torch.stack(parts))
+            table = averaged.tolist()
             ratios = [masking_ratio(epoch * stream.steps_per_epoch + i, total, settings.amr) for i in range(len(table))]
             steps.extend([r, *row, float(norm)] for r, row, norm in zip(ratios, table, norms, strict=True))
-            means = np.mean(table, axis=0)
+            means = finite_mean(averaged).tolist()
             seconds = time.monotonic() - started
             history.append(
                 {
@@ -193,7 +194,7 @@ def _loop(config: dict[str, Any]) -> None:
                     "rrl": float(means[2]),
                     "ccl": float(means[3]),
                     "lr": rate,
-                    "grad_norm": float(torch.stack(norms).mean()),
+                    "grad_norm": float(finite_mean(torch.stack(norms).unsqueeze(1))),
                     "skipped": skipped,
                     "visible_tokens": tokens,
                     "seconds": round(seconds, 1),
@@ -234,7 +235,12 @@ def views(
     """
     settings, device = params.pretrain, worker.device
     images = torch.from_numpy(split.images(rows)).to(device).float()
-    matrices = random_views(settings.batch, step_generator(params.seed, step, _VIEWS), min_area=settings.min_crop)
+    matrices = random_views(
+        settings.batch,
+        step_generator(params.seed, step, _VIEWS),
+        size=(plan.height, plan.width),
+        min_area=settings.min_crop,
+    )
     matrices = worker.share(matrices)
     if not (settings.mps.enabled or settings.ccl.enabled):
         empty = torch.zeros(len(rows), plan.patches, dtype=torch.bool, device=device)
@@ -265,16 +271,21 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
     from amlp.training.pictures import draw_masks, draw_reconstructions, draw_scores
 
     settings = params.pretrain
-    share_of_batch(settings.batch, settings.num_workers, "pretrain.batch")
+    check_shares(settings.batch, settings.num_workers, "pretrain.batch")
     stats = read_stats(shards)
     if stats.height % params.encoder.patch or stats.width % params.encoder.patch:
         raise UserError(
             f"{shards}: images of {stats.height} x {stats.width} px can't be cut into patches of "
             f"{params.encoder.patch} px; set encoder.patch or preprocess.height and width to match."
         )
+    if stats.height * stats.width < 2 * params.encoder.patch**2:
+        raise UserError(
+            f"{shards}: images of {stats.height} x {stats.width} px are one patch of {params.encoder.patch} px; "
+            "masking needs two at least: set a smaller encoder.patch or a larger preprocess.height and width."
+        )
     plan = EncoderPlan(channels=stats.channels, height=stats.height, width=stats.width, **params.encoder.model_dump())
     inputs = InputStats(mean=stats.mean, std=stats.std)
-    digest = run_digest(settings.model_dump(), params.seed, asdict(plan), data_digest(shards))
+    digest = run_digest(settings.model_dump(), params.seed, asdict(plan), data_digest(shards), code_digest())
     training = TrainingState(state / f"pretrain-{digest}")
     config = {
         "params": params.model_dump(by_alias=True),
@@ -283,32 +294,33 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
         "input": asdict(inputs),
         "state": str(training.folder.resolve()),
     }
-    launch(_loop, config, workers=settings.num_workers, folder=state / "ray" / f"pretrain-{digest}")
+    with training.locked():
+        launch(_loop, config, workers=settings.num_workers, folder=state / "ray" / f"pretrain-{digest}")
 
-    end = training.load()
-    assert end is not None and end["epoch"] == settings.epochs, "the training loop ended before its last epoch"
-    model = MaskedAutoencoder(plan, settings.decoder, categories=settings.ccl.enabled)
-    model.load_state_dict(end["average"])
-    last = end["history"][-1]
-    metrics = {
-        "loss": round(last["loss"], 6),
-        "reconstruction": round(last["reconstruction"], 6),
-        "steps": last["step"],
-        "visible_tokens": last["visible_tokens"],
-        "seconds": last["seconds"],
-    }
-    with atomic_dir(out) as folder:
-        save_encoder(folder / "encoder.pt", model.encoder, inputs)
-        pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
-        table = pd.DataFrame(end["steps"], columns=["ratio", "loss", "reconstruction", "rrl", "ccl", "grad_norm"])
-        table.rename_axis("step").to_csv(folder / "steps.csv")
-        pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
-        pd.DataFrame(end["monitor"]["rows"]).to_csv(folder / "diagnostics.csv", index=False)
-        write_json(folder / "metrics.json", metrics)
-        (folder / "pictures").mkdir()
-        draw_masks(folder / "pictures" / "masks.png", end["monitor"]["snapshots"], plan=plan)
-        draw_reconstructions(folder / "pictures" / "reconstructions.png", end["monitor"]["snapshots"], plan=plan)
-        draw_scores(folder / "pictures" / "scores.png", end["monitor"]["snapshots"], plan=plan)
-    training.discard()
+        end = training.load()
+        assert end is not None and end["epoch"] == settings.epochs, "the training loop ended before its last epoch"
+        model = MaskedAutoencoder(plan, settings.decoder, categories=settings.ccl.enabled)
+        model.load_state_dict(end["average"])
+        last = end["history"][-1]
+        metrics = {
+            "loss": round(last["loss"], 6),
+            "reconstruction": round(last["reconstruction"], 6),
+            "steps": last["step"],
+            "visible_tokens": last["visible_tokens"],
+            "seconds": last["seconds"],
+        }
+        with atomic_dir(out) as folder:
+            save_encoder(folder / "encoder.pt", model.encoder, inputs)
+            pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
+            table = pd.DataFrame(end["steps"], columns=["ratio", "loss", "reconstruction", "rrl", "ccl", "grad_norm"])
+            table.rename_axis("step").to_csv(folder / "steps.csv")
+            pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
+            pd.DataFrame(end["monitor"]["rows"]).to_csv(folder / "diagnostics.csv", index=False)
+            write_json(folder / "metrics.json", metrics)
+            (folder / "pictures").mkdir()
+            draw_masks(folder / "pictures" / "masks.png", end["monitor"]["snapshots"], plan=plan)
+            draw_reconstructions(folder / "pictures" / "reconstructions.png", end["monitor"]["snapshots"], plan=plan)
+            draw_scores(folder / "pictures" / "scores.png", end["monitor"]["snapshots"], plan=plan)
+        training.discard()
     print(f"Wrote {out}: encoder after {last['step']} steps, reconstruction error {metrics['reconstruction']:.4f}.")
     return metrics

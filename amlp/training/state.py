@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import amlp
+from amlp.errors import UserError
 from amlp.files import sha256
 from amlp.models.checkpoint import save
 
@@ -17,6 +22,14 @@ from amlp.models.checkpoint import save
 def run_digest(*parts: Any) -> str:
     """Name a training by all that determines its result: another setting or data set never resumes it."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def code_digest() -> str:
+    """Hash the code that a training runs, so that changed code never goes on from the weights of the old."""
+    root = Path(amlp.__file__).parent
+    folders = [root / name for name in ("method", "models", "training")]
+    files = [root / "data" / "augment.py", root / "data" / "shards.py", *(f for d in folders for f in d.glob("*.py"))]
+    return run_digest(torch.__version__, *((path.name, sha256(path)) for path in sorted(files)))
 
 
 def data_digest(shards: Path) -> str:
@@ -27,6 +40,25 @@ def data_digest(shards: Path) -> str:
 
 class TrainingState:
     """The last checkpoint of one training."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the training for this process.
+
+        Raises:
+            UserError: another process runs it, such as one whose parent was killed.
+        """
+        lock = self.folder.with_name(f"{self.folder.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{lock}: another process runs this very training; wait for it or end it, then run again."
+                ) from error
+            yield
+            lock.unlink(missing_ok=True)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -25,6 +25,27 @@ TINY = {
 }
 
 
+# In a fresh process: the champion's masks of the raw test images score what `evaluate` wrote, case by case.
+CHAMPION = """
+import mlflow, numpy as np, pandas as pd
+from PIL import Image
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+model = mlflow.pyfunc.load_model("models:/amlp-segmenter@champion")
+index = pd.read_parquet("data/shards/index.parquet").query("split == 'test'")
+scores = pd.read_csv("evaluation/cases.csv").query("model == 'segmenter'").set_index("case_id")
+assert len(index) == len(scores)
+for case in index.itertuples():
+    with open("data/ingest/" + case.image, "rb") as file:
+        predicted = model.predict(file.read()) > 0
+    truth = np.asarray(Image.open("data/ingest/" + case.mask)) > 0
+    size = predicted.sum() + truth.sum()
+    dsc = 2 * (predicted & truth).sum() / size if size else 1.0
+    assert abs(dsc - scores.dsc[case.case_id]) < 1e-6, case.case_id
+    assert abs(predicted.mean() - scores.predicted_fraction[case.case_id]) < 1e-9, case.case_id
+print("equal on", len(index), "test images")
+"""
+
+
 class Repository:
     """A git and DVC repository with the project's pipeline and small parameters."""
 
@@ -72,10 +93,13 @@ def test_only_what_a_change_concerns_runs_again(repository):
     assert repository.ran("repro") == []
     print(f"dvc repro with nothing to do: {time.monotonic() - started:.1f} s")
 
+    checked = repository.run(sys.executable, "-c", CHAMPION)
+    assert re.search(r"equal on [1-9]\d* test images", checked), checked
+
     after = ["finetune", "scratch", "evaluate", "register", "report"]
     assert sorted(repository.ran("exp", "run", "-S", "finetune.lr=0.0005")) == sorted(after)
     assert yaml.safe_load((repository.folder / "params.yaml").read_text())["finetune"]["lr"] == 0.0005
-    assert "0.0005" in repository.run("dvc", "exp", "show", "--no-pager")
+    assert "0.0005" in repository.run("dvc", "exp", "show", "--json")
 
     # On two Ray Train workers the run ends in registered versions just the same.
     trained = ["pretrain", "finetune", "evaluate", "register", "report"]

@@ -120,7 +120,7 @@ def test_parent_run_has_a_child_for_each_stage(registered: tuple[Path, Any, Any]
     moments = [m.timestamp for m in logged]
     assert np.diff(moments).tolist() == [1500, 1500], "the time axis is the training's"
     assert children["evaluate"].data.metrics["segmenter_dsc"] == 0.83
-    assert children["finetune"].data.metrics["system/cpu_utilization_percentage"] == 190.0
+    assert children["finetune"].data.metrics["system/process_cpu_percentage"] == 190.0
 
     parent = client.get_run(second["parent_run_id"])
     assert parent.data.metrics["test/segmenter/dsc_low"] == pytest.approx(0.80)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from amlp.errors import UserError
-from amlp.training.optim import WeightAverage, adamw, check_finite, guarded_step, learning_rate
+from amlp.training.optim import WeightAverage, adamw, check_finite, finite_mean, guarded_step, learning_rate
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
@@ -47,6 +47,11 @@ def test_biases_do_not_decay():
     model, optimizer = build()
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {id(model.weight): 0.1, id(model.bias): 0.0}
+
+
+def test_means_leave_skipped_steps_out():
+    values = torch.tensor([[1.0, 2.0], [torch.nan, 5.0], [3.0, 4.0]])
+    assert finite_mean(values).tolist() == [2.0, 3.0]
 
 
 def test_few_skipped_steps_are_counted_and_many_stop_the_training():

@@ -1,11 +1,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from amlp.errors import UserError
 from amlp.models.checkpoint import load_encoder
+from amlp.training.optim import check_finite
 from amlp.training.pretrain import ScoreMaps, pretrain
+from amlp.training.state import TrainingState
 from tests.tiny import settings, write_shards
 
 
@@ -63,6 +66,35 @@ def test_all_parts_off_trains_too(shards, tmp_path):
     metrics = pretrain(params=settings(pretrain=plain), shards=shards, out=tmp_path / "mae", state=tmp_path / "state")
     assert metrics["loss"] == metrics["reconstruction"]
     assert set(pd.read_csv(tmp_path / "mae" / "history.csv")["ratio"]) == {0.75}
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_the_training_ends_well(shards, tmp_path, monkeypatch):
+    """One poisoned batch in the last epoch: its loss is not finite, the weights and the figures are."""
+    import amlp.training.pretrain as module
+
+    calls, real = [], module.views
+
+    def poisoned(*args, **kwargs):
+        images, lesion = real(*args, **kwargs)
+        calls.append(1)
+        return (images * torch.nan if len(calls) == 12 else images), lesion
+
+    monkeypatch.setattr(module, "views", poisoned)
+    monkeypatch.setattr(module, "check_finite", lambda norms, epoch: check_finite(norms, epoch=epoch, limit=0.5))
+    pretrain(params=settings(), shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
+    history = pd.read_csv(tmp_path / "encoder" / "history.csv")
+    assert history["skipped"].tolist() == [0, 0, 0, 1]
+    assert np.isfinite(history.to_numpy()).all()
+    encoder, _ = load_encoder(tmp_path / "encoder" / "encoder.pt")
+    assert all(torch.isfinite(p).all() for p in encoder.parameters())
+
+
+def test_the_same_training_twice_at_once_is_refused(shards, tmp_path):
+    state = TrainingState(tmp_path / "state" / "pretrain-x")
+    with state.locked(), pytest.raises(UserError, match="another process runs this very training"), state.locked():
+        pass
+    with state.locked():
+        pass
 
 
 def test_training_without_any_mask_works(tmp_path):
