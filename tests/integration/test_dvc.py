@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from amlp.params import Params, parse_params
@@ -64,10 +66,13 @@ class Repository:
     def write(self, params: Params) -> None:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)))
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
     def run(self, *command: str) -> str:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         result = subprocess.run(
-            command, cwd=self.folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=400
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=400
         )
         assert result.returncode == 0, f"{command}:\n{result.stdout}\n{result.stderr}"
         return result.stdout + result.stderr
@@ -106,3 +111,39 @@ def test_only_what_a_change_concerns_runs_again(repository):
     assert sorted(repository.ran("exp", "run", "-S", "pretrain.num_workers=2")) == sorted(trained)
     registration = json.loads((repository.folder / "registration.json").read_text())
     assert (registration["encoder"]["version"], registration["segmenter"]["version"]) == ("3", "3")
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_pretraining_goes_on_and_ends_with_the_same_bits(project, tmp_path):
+    values = TINY | {"pretrain": TINY["pretrain"] | {"epochs": 40, "checkpoint_epochs": 1}}
+    repository = Repository(tmp_path, project)
+    repository.write(parse_params(values, "test"))
+    assert repository.ran("repro", "pretrain")[-1] == "pretrain"
+    encoder = tmp_path / "models" / "encoder" / "encoder.pt"
+    expected = encoder.read_bytes()
+
+    # As if it had never run: DVC's cache of runs would bring the encoder back.
+    shutil.rmtree(tmp_path / "models")
+    shutil.rmtree(tmp_path / ".dvc" / "cache" / "runs")
+    (tmp_path / "dvc.lock").unlink()
+    process = subprocess.Popen(
+        ["dvc", "repro", "pretrain"],
+        cwd=tmp_path,
+        env=repository.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not any(
+        torch.load(file, weights_only=True)["epoch"] >= 3 for file in tmp_path.glob(".amlp/state/pretrain-*/last.pt")
+    ):
+        assert process.poll() is None, "dvc ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not encoder.exists(), "killed too late to show anything"
+
+    assert "Resuming after epoch" in repository.run("dvc", "repro", "pretrain")
+    assert encoder.read_bytes() == expected
