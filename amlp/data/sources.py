@@ -164,6 +164,10 @@ def _walk(root: Path, listing: Listing) -> Iterator[tuple[str, list[str]]]:
     for folder in sorted(root.iterdir()):
         if leaves(folder):
             continue
+        if folder.suffix.lower() in {".png", *OTHER_PICTURES} and folder.is_file():
+            listing.files += 1
+            listing.problems.append(Problem(folder.name, "a picture outside the class folders; put it into one."))
+            continue
         if folder.name.startswith(".") or not folder.is_dir():
             if folder.name != PATIENTS:
                 listing.ignored.append(folder.name)
@@ -177,7 +181,11 @@ def _walk(root: Path, listing: Listing) -> Iterator[tuple[str, list[str]]]:
                 listing.files += 1
                 reason = "this layout holds PNG files; convert it to PNG."
                 listing.problems.append(Problem(f"{folder.name}/{path.name}", reason))
-            elif path.name.startswith(".") or path.suffix.lower() != ".png" or path.is_dir():
+            elif path.is_dir() and not path.name.startswith("."):
+                listing.files += 1
+                reason = "a folder inside a class folder is not looked into; put its images into the class folder."
+                listing.problems.append(Problem(f"{folder.name}/{path.name}", reason))
+            elif path.name.startswith(".") or path.suffix.lower() != ".png":
                 listing.ignored.append(f"{folder.name}/{path.name}")
             else:
                 names.append(path.name)

@@ -322,11 +322,20 @@ def test_other_files_are_ignored_with_a_notice(
     (source / "README.txt").write_text("read me")
     (source / "benign/notes.doc").write_text("note")
     (source / "benign/.DS_Store").write_text("")
-    (source / "benign/more").mkdir()
     assert len(run(source, tmp_path / "out")) == 5
     output = capsys.readouterr().out
-    assert "ignored 4" in output
+    assert "ignored 3" in output
     assert "benign/notes.doc" in output
+
+
+@pytest.mark.parametrize("name", ["benign/scan.jpg", "unlabelled/study/scan.png", "loose.png"])
+def test_a_picture_that_would_be_overlooked_is_an_error(source: Path, tmp_path: Path, name: str) -> None:
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).write_bytes(b"anything")
+    expected = "unlabelled/study" if "study" in name else name
+    with pytest.raises(ListedError, match=rf"(?m)^  - {expected}: "):
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_leads_out_is_refused(source: Path, tmp_path: Path) -> None:
