@@ -140,7 +140,7 @@ def test_a_killed_pretraining_goes_on_and_ends_with_the_same_bits(project, tmp_p
     ):
         assert process.poll() is None, "dvc ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint in time"
-        time.sleep(0.02)
+        time.sleep(0.02)  # between looks at another process's file; what is waited for is the checkpoint
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not encoder.exists(), "killed too late to show anything"

@@ -15,6 +15,7 @@ import yaml
 from tests.tiny import settings, write_shards
 
 EPOCHS = 30
+COMMAND = ["finetune", "--from-scratch"]
 
 
 @pytest.fixture
@@ -46,16 +47,16 @@ def finish(folder: Path, command: list[str]) -> str:
     return output
 
 
-def kill_after_a_checkpoint(folder: Path, command: list[str], stage: str, epoch: int) -> None:
-    process = start(folder, command)
+def kill_after_a_checkpoint(folder: Path, epoch: int) -> None:
+    process = start(folder, COMMAND)
     deadline = time.monotonic() + 200
     while True:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no checkpoint in time"
-        found = list((folder / ".amlp" / "state").glob(f"{stage}-*/last.pt"))
+        found = list((folder / ".amlp" / "state").glob("finetune-*/last.pt"))
         if found and torch.load(found[0], weights_only=True)["epoch"] >= epoch:
             break
-        time.sleep(0.02)
+        time.sleep(0.02)  # between looks at another process's file; what is waited for is the checkpoint
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -63,17 +64,16 @@ def kill_after_a_checkpoint(folder: Path, command: list[str], stage: str, epoch:
 
 def test_a_killed_fine_tuning_ends_like_an_uninterrupted_one(folder):
     """As tests/integration/test_dvc.py shows of pre-training."""
-    stage, command, out, file = "finetune", ["finetune", "--from-scratch"], "models/scratch", "segmenter.pt"
-    finish(folder, command)
-    expected = (folder / out / file).read_bytes()
-    history = pd.read_csv(folder / out / "history.csv")
-    shutil.rmtree(folder / out)
+    out = folder / "models" / "scratch"
+    finish(folder, COMMAND)
+    expected = (out / "segmenter.pt").read_bytes()
+    history = pd.read_csv(out / "history.csv")
+    shutil.rmtree(out)
 
-    kill_after_a_checkpoint(folder, command, stage, epoch=3)
-    assert not (folder / out).exists(), "killed too late to show anything"
-    output = finish(folder, command)
-    assert "Resuming after epoch" in output
-    assert (folder / out / file).read_bytes() == expected
-    resumed = pd.read_csv(folder / out / "history.csv")
+    kill_after_a_checkpoint(folder, epoch=3)
+    assert not out.exists(), "killed too late to show anything"
+    assert "Resuming after epoch" in finish(folder, COMMAND)
+    assert (out / "segmenter.pt").read_bytes() == expected
+    resumed = pd.read_csv(out / "history.csv")
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), history.drop(columns="seconds"))
-    assert not list((folder / ".amlp" / "state").glob(f"{stage}-*")), "the state is forgotten in the end"
+    assert not list((folder / ".amlp" / "state").glob("finetune-*")), "the state is forgotten in the end"
