@@ -206,6 +206,8 @@ class PretrainParams(_Section):
 class FinetuneParams(_Section):
     """Supervised training of the segmenter."""
 
+    # `unet` is a plain U-Net, as a reference; it has nothing to pre-train, so it starts from scratch.
+    network: Literal["vit", "unet"] = "vit"
     epochs: Positive = 10
     batch: Positive = 8
     lr: PositiveFloat = 1e-3
@@ -221,6 +223,8 @@ class FinetuneParams(_Section):
     # Largest rotation, in radians.
     rotate: Annotated[float, Field(ge=0.0, le=3.2)] = 0.2
     channels: Positive = 32
+    # Epochs between looks at the validation split; the last epoch is always looked at.
+    validate_epochs: Positive = 1
     # Average the logits of the image and its mirror image when predicting.
     flip_average: bool = True
     # The encoder's checkpoint must supply at least this share of the encoder's tensors.
