@@ -116,6 +116,10 @@ def _workspace(args: argparse.Namespace) -> None:
 def _study(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected 1 or more")
+    import signal
+
+    # As Ctrl-C: what the study started must not outlive it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from amlp.study.plan import load_study, make_plan
 
     study = load_study(args.study)

@@ -89,10 +89,11 @@ def _check_data(study: Study, shards: Path, ingest: Path) -> None:
 def _recorder(study: Study, store: Store) -> Iterator[Callable[[Unit], None]]:
     """Open the study's run in MLflow; yields what records a finished unit below it, once."""
     settings = study.params(study.file.reference, min(study.file.fractions), 0).register_
-    experiment, tags = f"{settings.experiment}-study", {"study": study.file.name}
+    experiment, name = f"{settings.experiment}-study", study.file.name
+    tags = {"study": name}
     with (
         connect(resolve_uri(settings.tracking_uri, Path())) as client,
-        reopened_run(client, experiment=experiment, name=study.file.name, tags=tags) as parent,
+        reopened_run(client, experiment=experiment, name=name, tags=tags | {"kind": "study"}) as parent,
     ):
         RunLog(client, parent).files([study.path])
 
