@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 # What loading and running either model imports; the versions are those it was trained with.
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
+REQUIREMENTS = ("mlflow", "monai", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 
