@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
+from amlp.cli import main
 from amlp.data.ingest import ingest
 from amlp.data.preprocess import preprocess
 from amlp.data.validate import validate
@@ -73,19 +74,15 @@ def folder(tmp_path: Path, data: Path, tracking_uri: str) -> Path:
     return tmp_path
 
 
+COMMAND = ["study", "study.yaml", "--page", "docs/results.md"]
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "amlp", "study", "study.yaml", "--page", "docs/results.md", *arguments],
+        [sys.executable, "-m", "amlp", *COMMAND, *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip
-
-
-def finish(folder: Path, *arguments: str, code: int = 0) -> str:
-    process = start(folder, *arguments)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == code, output
-    return output
 
 
 def runs(tracking_uri: str) -> pd.DataFrame:
@@ -100,7 +97,9 @@ def runs(tracking_uri: str) -> pd.DataFrame:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(folder: Path, tracking_uri: str) -> None:
+def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(
+    folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     process = start(folder, "--only", "arm=full")
     deadline = time.monotonic() + 200
     checkpoint = folder / "study" / "state"
@@ -114,10 +113,12 @@ def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(folder: Pa
     process.communicate()
     assert not list(folder.glob("study/units/*/result")), "killed too late to show anything"
 
-    output = finish(folder, "--jobs", "2")
+    # From here on in this process: its units are processes of their own anyway.
+    monkeypatch.chdir(folder)
+    assert main([*COMMAND, "--jobs", "2"]) == 0
     [pretraining] = folder.glob("study/units/pretrain-*")
     assert "Resuming after epoch" in (pretraining / "log.txt").read_text()
-    assert "Wrote docs/results.md" in output
+    assert "Wrote docs/results.md" in capsys.readouterr().out
     found = runs(tracking_uri)
     below = found[found["mlflow.parentRunId"].notna()]
     assert len(found) == 1 + UNITS and set(found["status"]) == {"FINISHED"}
@@ -141,27 +142,33 @@ def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(folder: Pa
     assert len(list((folder / "docs" / "images").iterdir())) == 3
 
     # Once more: nothing runs, nothing is recorded twice, and the page is the same to the byte.
-    assert finish(folder).count("was finished") == UNITS
+    assert main(COMMAND) == 0
+    assert capsys.readouterr().out.count("was finished") == UNITS
     assert len(runs(tracking_uri)) == 1 + UNITS
     assert (folder / "docs" / "results.md").read_text() == page
 
     # Other data: told, and nothing is lost.
     scores = next((folder / "data" / "shards").glob("train-scores-*.npy"))
     scores.write_bytes(scores.read_bytes()[:-1] + b"\x01")
-    output = finish(folder, code=2)
+    assert main(COMMAND) == 2
+    output = capsys.readouterr().err
     assert output.count("another data") == UNITS and "--stale keep" in output
     assert "- **made by other code, data or models" not in page
-    finish(folder, "--stale", "keep", "--only", "seed=0")
+    assert main([*COMMAND, "--stale", "keep", "--only", "seed=0"]) == 0
     assert "- **made by other code, data or models" in (folder / "docs" / "results.md").read_text()
 
 
-def test_a_failing_unit_stops_only_those_that_need_it(folder: Path) -> None:
+def test_a_failing_unit_stops_only_those_that_need_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     # One step with such a learning rate is no training any more: this arm's pre-training alone fails.
     full = {"title": "AMLP", "seeds": [0], "params": {"pretrain.lr": 1e30, "pretrain.warmup": 0.0}}
     study = STUDY | {"fractions": {1.0: {}}, "aims": [], "arms": STUDY["arms"] | {"full": full}}
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    output = finish(folder, code=1)
-    assert "score scratch 1 seed 0: took" in output
-    assert "finetune full 1 seed 0: needs pretrain full seed 0, which failed" in output
-    assert "log.txt" in output
+    monkeypatch.chdir(folder)
+    assert main([*COMMAND, "--jobs", "2"]) == 1
+    output = capsys.readouterr()
+    assert "score scratch 1 seed 0: took" in output.out
+    assert "finetune full 1 seed 0: needs pretrain full seed 0, which failed" in output.err
+    assert "log.txt" in output.err
     assert "- finished: 1 of 2 models; **the study is not complete**" in (folder / "docs/results.md").read_text()
