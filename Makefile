@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BUSI_WORKSPACE := workspaces/busi
+STUDY_WORKSPACE := workspaces/study
+# Units of a study that run at a time; they share the CPU's cores, and GPUs are handed out in turn.
+JOBS ?= 1
 # Where the BUSI images are: benign/, malignant/ and normal/.
 DATA ?= $(or $(BUSI_DIR),../shared/data/busi)
 
@@ -24,7 +27,7 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo busi test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain clean
+.PHONY: help setup demo busi study test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +58,14 @@ busi: setup ## run the whole pipeline on the BUSI images: make busi DATA=folder
 	amlp workspace $(BUSI_WORKSPACE) --recipe recipes/busi-cpu.yaml --data "$(DATA)"
 	cd $(BUSI_WORKSPACE) && dvc repro
 	@cd $(BUSI_WORKSPACE) && amlp summary
+
+# Not with `dvc repro` alone: a study is many trainings, and goes on where it was stopped.
+study: setup ## compare arms, label fractions and seeds on BUSI, write docs/results.md: make study DATA=folder JOBS=2
+	@test -d "$(DATA)" || { echo "no folder '$(DATA)': make study DATA=folder with benign/, malignant/, normal/" >&2; exit 2; }
+	amlp workspace $(STUDY_WORKSPACE) --recipe recipes/busi-cpu.yaml --data "$(DATA)"
+	cd $(STUDY_WORKSPACE) && dvc repro preprocess
+	cd $(STUDY_WORKSPACE) && \
+	  amlp study $(CURDIR)/studies/busi-cpu.yaml --jobs $(JOBS) --page $(CURDIR)/docs/results.md
 
 test: setup ## run all tests
 	pytest tests

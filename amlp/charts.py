@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class LineChart:
     """Lines over the epochs.
 
     Args:
-        lines: name -> values, one an epoch; NaN leaves a gap.
+        lines: name -> values, one an epoch; NaN is passed over, and the points beside it are joined.
         description: what a reader sees who doesn't see the picture.
         limits: of the vertical axis.
         marks: name of a line -> epoch to mark on it.
@@ -55,7 +56,8 @@ class LineChart:
     def svg(self) -> str:
         figure, axes = _canvas()
         for (name, values), colour, dash in zip(self.lines.items(), SERIES, _DASHES, strict=False):
-            axes.plot(self.x, values, color=colour, linestyle=dash, linewidth=2, label=name)
+            points = [(x, y) for x, y in zip(self.x, values, strict=True) if not math.isnan(y)]
+            axes.plot(*np.array(points).reshape(-1, 2).T, color=colour, linestyle=dash, linewidth=2, label=name)
             if name in self.marks:
                 at = list(self.x).index(self.marks[name])
                 axes.plot(self.marks[name], values[at], marker="o", markersize=7, color=colour)

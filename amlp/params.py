@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -26,14 +26,17 @@ OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+S = TypeVar("S", bound=BaseModel)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A mapping in a file that a user writes."""
+
     # strict: "12" is no integer, and 1 is no boolean; an integer where a float is due is fine.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class PhantomParams(_Section):
+class PhantomParams(Section):
     """The generator's data set."""
 
     patients: Annotated[int, Field(ge=4)] = 64
@@ -43,7 +46,7 @@ class PhantomParams(_Section):
     normal_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
 
 
-class IngestParams(_Section):
+class IngestParams(Section):
     """Where the images come from."""
 
     source: Literal["phantom", "busi"] = "phantom"
@@ -56,7 +59,7 @@ class IngestParams(_Section):
     phantom: PhantomParams = PhantomParams()
 
 
-class ValidateParams(_Section):
+class ValidateParams(Section):
     """What a usable case looks like."""
 
     # Share of cases that may fail an expectation; they are listed and left out.
@@ -68,7 +71,7 @@ class ValidateParams(_Section):
     max_lesion_fraction: Fraction = 0.9
 
 
-class PreprocessParams(_Section):
+class PreprocessParams(Section):
     """Groups, splits and shards."""
 
     height: Annotated[int, Field(ge=16)] = 96
@@ -82,7 +85,7 @@ class PreprocessParams(_Section):
     shard_cases: Positive = 4096
 
 
-class ScoreParams(_Section):
+class ScoreParams(Section):
     """MPS: which patches look like a lesion, before the encoder has learnt anything."""
 
     patch: Annotated[int, Field(ge=2)] = 8
@@ -96,7 +99,7 @@ class ScoreParams(_Section):
     min_separation: Fraction = 0.05
 
 
-class EncoderParams(_Section):
+class EncoderParams(Section):
     """The ViT that is pre-trained."""
 
     patch: Annotated[int, Field(ge=2)] = 8
@@ -112,7 +115,7 @@ class EncoderParams(_Section):
         return self
 
 
-class DecoderParams(_Section):
+class DecoderParams(Section):
     """The light decoder that reconstructs masked patches and is thrown away after pre-training."""
 
     dim: Annotated[int, Field(ge=4, multiple_of=4)] = 96
@@ -126,7 +129,7 @@ class DecoderParams(_Section):
         return self
 
 
-class AmrParams(_Section):
+class AmrParams(Section):
     """AMR: the masking ratio's schedule. Off: `end` from the first step to the last, as MAE does."""
 
     enabled: bool = True
@@ -136,7 +139,7 @@ class AmrParams(_Section):
     power: PositiveFloat = 1.0
 
 
-class MpsParams(_Section):
+class MpsParams(Section):
     """MPS: lesion patches are masked first. Off: random masking."""
 
     enabled: bool = True
@@ -150,7 +153,7 @@ class MpsParams(_Section):
     refresh_epochs: Positive = 10
 
 
-class RrlParams(_Section):
+class RrlParams(Section):
     """RRL: hard patches weigh more in the reconstruction loss. Off: every patch weighs 1."""
 
     enabled: bool = True
@@ -159,7 +162,7 @@ class RrlParams(_Section):
     warmup: Fraction = 0.25
 
 
-class CclParams(_Section):
+class CclParams(Section):
     """CCL: a category head kept consistent with reconstruction difficulty."""
 
     enabled: bool = True
@@ -169,7 +172,7 @@ class CclParams(_Section):
     warmup: Fraction = 0.25
 
 
-class PretrainParams(_Section):
+class PretrainParams(Section):
     """Self-supervised pre-training on the training split."""
 
     epochs: Positive = 30
@@ -203,9 +206,11 @@ class PretrainParams(_Section):
         return self
 
 
-class FinetuneParams(_Section):
+class FinetuneParams(Section):
     """Supervised training of the segmenter."""
 
+    # `unet` is a plain U-Net, as a reference; it has nothing to pre-train, so it starts from scratch.
+    network: Literal["vit", "unet"] = "vit"
     epochs: Positive = 10
     batch: Positive = 8
     lr: PositiveFloat = 1e-3
@@ -221,6 +226,8 @@ class FinetuneParams(_Section):
     # Largest rotation, in radians.
     rotate: Annotated[float, Field(ge=0.0, le=3.2)] = 0.2
     channels: Positive = 32
+    # Epochs between looks at the validation split; the last epoch is always looked at.
+    validate_epochs: Positive = 1
     # Average the logits of the image and its mirror image when predicting.
     flip_average: bool = True
     # The encoder's checkpoint must supply at least this share of the encoder's tensors.
@@ -230,14 +237,14 @@ class FinetuneParams(_Section):
     num_workers: Count = 0
 
 
-class EvaluateParams(_Section):
+class EvaluateParams(Section):
     """Scoring on the test split."""
 
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
     confidence: OpenFraction = 0.95
 
 
-class RegisterParams(_Section):
+class RegisterParams(Section):
     """MLflow."""
 
     tracking_uri: str = "sqlite:///mlflow.db"
@@ -255,7 +262,7 @@ class RegisterParams(_Section):
         return self
 
 
-class Params(_Section):
+class Params(Section):
     """All of `params.yaml`."""
 
     seed: Count = 0
@@ -288,30 +295,32 @@ def _valid_keys(model: type[BaseModel]) -> dict[str, Any]:
     return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
+def _nearest(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """Suggest the key that a user most likely meant by the unknown key at `location`."""
-    section: Any = Params
+    section: Any = model
     for part in location[:-1]:
-        section = _valid_keys(section).get(str(part))
+        # A mapping or list of sections has them as the last of its type's arguments.
+        inner = get_args(section)
+        section = inner[-1] if inner else _valid_keys(section).get(str(part))
     keys = list(_valid_keys(section))
     close = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"valid keys: {', '.join(keys)}"
 
 
-def parse_params(values: Mapping[str, Any], origin: str) -> Params:
-    """Check and freeze parameter values.
+def parse_section(model: type[S], values: Mapping[str, Any], origin: str) -> S:
+    """Check and freeze the values of a file.
 
     Raises:
         ListedError: names every problem of `values` and `origin`, the file they came from.
     """
     try:
-        return Params.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         problems = []
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"]) or "parameters"
             if item["type"] == "extra_forbidden":
-                problems.append(f"{key}: unknown key; {_nearest(item['loc'])}")
+                problems.append(f"{key}: unknown key; {_nearest(model, item['loc'])}")
             else:
                 reason = item["msg"].removeprefix("Value error, ")
                 if item["type"] == "float_type" and re.fullmatch(r"[-+]?\d+e[-+]?\d+", str(item["input"])):
@@ -319,6 +328,26 @@ def parse_params(values: Mapping[str, Any], origin: str) -> Params:
                     reason += " (write 1.0e-3, not 1e-3)"
                 problems.append(f"{key}: {reason}" + ("" if not item["loc"] else f", got {item['input']!r}"[:120]))
         raise ListedError(f"{origin}: {len(problems)} problem(s)", problems, "Mend them and run again.") from error
+
+
+def parse_params(values: Mapping[str, Any], origin: str) -> Params:
+    """Check and freeze parameter values, see `parse_section`."""
+    return parse_section(Params, values, origin)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file.
+
+    Raises:
+        UserError: it is no YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of sections, got {type(values).__name__}.")
+    return values
 
 
 def load_params(path: Path) -> Params:
@@ -330,10 +359,4 @@ def load_params(path: Path) -> Params:
     """
     if not path.is_file():
         raise UserError(f"{path}: not found. Run in the folder that holds params.yaml, or pass --params FILE.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of sections, got {type(values).__name__}.")
-    return parse_params(values, str(path))
+    return parse_params(read_mapping(path), str(path))

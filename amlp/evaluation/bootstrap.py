@@ -1,4 +1,7 @@
-"""Intervals by group bootstrap: images of one patient resemble each other, so groups are resampled, not images."""
+"""Intervals by group bootstrap: images of one patient resemble each other, so groups are resampled, not images.
+
+Trainings of several seeds are resampled too, where there are some: another seed would have given another model.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,60 @@ def group_bootstrap(
     return intervals
 
 
-def _resamples(groups: int, *, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+def crossed_bootstrap(
+    values: NDArray[np.float64],
+    groups: NDArray[Any],
+    *,
+    samples: int,
+    confidence: float,
+    seed: int,
+    resample_seeds: bool = True,
+) -> Interval:
+    """Mean over trainings and cases, with a percentile interval over resamples of whole groups and of trainings.
+
+    Every training is scored on every case, so both are drawn with replacement independently of each other: a resample
+    takes the drawn trainings' scores on the drawn groups (Owen, "The pigeonhole bootstrap", Annals of Applied
+    Statistics 2007). With one training, or without `resample_seeds`, this is `group_bootstrap` of the same `seed`.
+
+    Args:
+        values: (trainings, cases), a row a seed; NaN where a case doesn't count.
+        groups: (cases,) the group of each column.
+        samples: number of resamples.
+        confidence: mass of the interval, in 0..1.
+        seed: of the resamples.
+        resample_seeds: False leaves the randomness of training out.
+
+    Returns:
+        The interval; `cases` counts the cases that count in any training.
+    """
+    assert values.ndim == 2 and values.shape[1] == len(groups) > 0
+    group, names = pd.factorize(groups)
+    defined = ~np.isnan(values)
+    trainings = len(values)
+    # (groups, trainings)
+    sums, counts = np.zeros((len(names), trainings)), np.zeros((len(names), trainings))
+    np.add.at(sums, group, np.where(defined, values, 0.0).T)
+    np.add.at(counts, group, defined.T)
+
+    drawn = np.ones((samples, trainings))
+    if resample_seeds:
+        # Another stream than the groups', and the same for every comparison of as many trainings.
+        drawn = np.concatenate(list(_resamples(trainings, samples=samples, seed=[seed, 1])))
+    parts, start = [], 0
+    for weights in _resamples(len(names), samples=samples, seed=seed):
+        chosen = drawn[start : start + len(weights)]
+        start += len(weights)
+        parts.append(_mean(((weights @ sums) * chosen).sum(axis=1), ((weights @ counts) * chosen).sum(axis=1)))
+    means = np.concatenate(parts)
+    low = high = math.nan
+    if np.count_nonzero(counts.any(axis=1)) >= 2:
+        tail = (1.0 - confidence) / 2
+        low, high = np.quantile(means[~np.isnan(means)], [tail, 1.0 - tail])
+    mean = float(_mean(sums.sum(), counts.sum()))
+    return Interval(mean=mean, low=float(low), high=float(high), cases=int(defined.any(axis=0).sum()))
+
+
+def _resamples(groups: int, *, samples: int, seed: int | list[int]) -> Iterator[NDArray[np.float64]]:
     """Yield (some samples, groups) float64: how often each group was drawn in each resample."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // groups)

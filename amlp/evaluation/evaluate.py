@@ -175,15 +175,20 @@ def _training_batches(shards: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray
         yield split.images(batch), split.masks(batch)
 
 
+def with_figures(cases: pd.DataFrame) -> pd.DataFrame:
+    """Add the figures that count for some images only: DSC of those with a lesion, false positives of the others."""
+    lesion = cases["lesion_fraction"] > 0
+    return cases.assign(
+        dsc_lesion=cases["dsc"].where(lesion),
+        false_positive_rate=(cases["predicted_fraction"] > 0).astype(float).where(~lesion),
+    )
+
+
 def _summarise(
     cases: pd.DataFrame, *, params: EvaluateParams, seed: int, threshold: Threshold, digest: str
 ) -> dict[str, Any]:
     """Put each figure's mean and interval together; the paired ones are the first model less each other model."""
-    lesion = cases["lesion_fraction"] > 0
-    figures = cases.assign(
-        dsc_lesion=cases["dsc"].where(lesion),
-        false_positive_rate=(cases["predicted_fraction"] > 0).astype(float).where(~lesion),
-    ).set_index(["case_id", "group"])
+    figures = with_figures(cases).set_index(["case_id", "group"])
     models = {name: table[list(FIGURES)] for name, table in figures.groupby("model", sort=False)}
     first, *others = models
     columns = models | {f"{first}-{other}": models[first] - models[other] for other in others}

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from amlp.data.images import to_model_input
 from amlp.models.checkpoint import InputStats, load
 from amlp.models.encoder import EncoderPlan
-from amlp.models.segmenter import Segmenter, lesion_probability
+from amlp.models.segmenter import Segmenter, build_network, lesion_probability
+from amlp.models.unet import UNet
 
 
 class Predictor:
     """A segmenter with its pre- and post-processing."""
 
-    def __init__(self, model: Segmenter, stats: InputStats, *, flip_average: bool) -> None:
+    def __init__(self, model: Segmenter | UNet, stats: InputStats, *, flip_average: bool) -> None:
         self.model = model.eval()
         self.stats = stats
         self.flip_average = flip_average
@@ -30,7 +31,9 @@ class Predictor:
             UserError: the file is missing or no segmenter.
         """
         checkpoint = load(Path(path), "amlp-segmenter")
-        model = Segmenter(EncoderPlan(**checkpoint["plan"]), checkpoint["channels"])
+        # Files from before there was a choice name no network.
+        network = checkpoint.get("network", "vit")
+        model = build_network(network, EncoderPlan(**checkpoint["plan"]), checkpoint["channels"])
         model.load_state_dict(checkpoint["state"])
         return cls(model.to(device), InputStats(**checkpoint["input"]), flip_average=checkpoint["flip_average"])
 
@@ -44,9 +47,9 @@ class Predictor:
         Returns:
             (H, W) float32 in 0 .. 1, at the image's own size.
         """
-        plan = self.model.encoder.plan
+        plan = self.model.plan
         pixels = to_model_input(image, channels=plan.channels, height=plan.height, width=plan.width)
-        device = self.model.head.weight.device
+        device = next(self.model.parameters()).device
         batch = self.stats.normalise(torch.from_numpy(pixels.copy()).to(device).unsqueeze(0))
         logits, presence = self.model(batch)
         if self.flip_average:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amlp.models.encoder import Encoder, EncoderPlan
+from amlp.models.unet import UNet
 
 
 def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
@@ -36,6 +37,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, plan: EncoderPlan, channels: int) -> None:
         super().__init__()
+        self.plan = plan
         self.encoder = Encoder(plan)
         taps = min(4, plan.depth)
         self.layers = [round((i + 1) * plan.depth / taps) - 1 for i in range(taps)]
@@ -80,6 +82,11 @@ class Segmenter(nn.Module):
             x = F.interpolate(narrow(x), size=detail.shape[-2:], mode="bilinear", align_corners=False)
             x = join(x + detail)
         return self.head(x), presence
+
+
+def build_network(network: str, plan: EncoderPlan, channels: int) -> Segmenter | UNet:
+    """Build what `finetune.network` names, with random weights; `channels` is the width of the ViT's head."""
+    return UNet(plan) if network == "unet" else Segmenter(plan, channels)
 
 
 def lesion_probability(logits: Tensor, presence: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 # What loading and running either model imports; the versions are those it was trained with.
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
+REQUIREMENTS = ("mlflow", "monai", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 
@@ -163,17 +163,22 @@ def _log_stages(
             continue
         with child_run(client, parent=parent, name=name, tags={"stage": name, **lineage.tags()}) as log:
             runs[name] = log.run_id
-            log.parameters({"seed": values["seed"]} | {section: values[section] for section in stage.sections})
-            if (folder / "metrics.json").is_file():
-                log.figures(read_json(folder / "metrics.json"))
-            for curves in ("history.csv", "diagnostics.csv"):
-                if (folder / curves).is_file():
-                    log.curves(folder / curves, step="epoch")
-            if (folder / "system.csv").is_file():
-                log.curves(folder / "system.csv", names=SYSTEM_METRICS)
-            log.files(folder / file for file in stage.files)
+            log_outputs(log, stage=name, folder=folder, values=values)
             _log_dataset(log, stage=name, root=root, lineage=lineage)
     return runs
+
+
+def log_outputs(log: RunLog, *, stage: str, folder: Path, values: Mapping[str, Any]) -> None:
+    """Write what a stage left in `folder`, and the parameters among `values` that it depends on."""
+    log.parameters({"seed": values["seed"]} | {section: values[section] for section in STAGES[stage].sections})
+    if (folder / "metrics.json").is_file():
+        log.figures(read_json(folder / "metrics.json"))
+    for curves in ("history.csv", "diagnostics.csv"):
+        if (folder / curves).is_file():
+            log.curves(folder / curves, step="epoch")
+    if (folder / "system.csv").is_file():
+        log.curves(folder / "system.csv", names=SYSTEM_METRICS)
+    log.files(folder / file for file in STAGES[stage].files)
 
 
 def _log_dataset(log: RunLog, *, stage: str, root: Path, lineage: Lineage) -> None:

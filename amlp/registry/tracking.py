@@ -137,6 +137,33 @@ def parent_run(client: MlflowClient, *, experiment: str, name: str, tags: Mappin
 
 
 @contextmanager
+def reopened_run(client: MlflowClient, *, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """Open the run that has these tags, or a new one where none has, and end it; yields its id."""
+    home = experiment_id(client, experiment)
+    found = client.search_runs([home], filter_string=_having(tags), max_results=1)
+    run_id = found[0].info.run_id if found else client.create_run(home, run_name=name, tags=dict(tags)).info.run_id
+    client.update_run(run_id, status="RUNNING")
+    try:
+        yield run_id
+    except BaseException:
+        client.set_terminated(run_id, status="FAILED")
+        raise
+    client.set_terminated(run_id)
+
+
+def finished_run(client: MlflowClient, *, parent: str, tags: Mapping[str, str]) -> str | None:
+    """Find a run below `parent` that has these tags and ended well; return its id."""
+    wanted = _having({"mlflow.parentRunId": parent, **tags}) + " and attributes.status = 'FINISHED'"
+    found = client.search_runs([client.get_run(parent).info.experiment_id], filter_string=wanted, max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _having(tags: Mapping[str, str]) -> str:
+    """MLflow's filter for runs with these tags; values must hold no quote."""
+    return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+
+
+@contextmanager
 def child_run(client: MlflowClient, *, parent: str, name: str, tags: Mapping[str, str]) -> Iterator[RunLog]:
     """Open a run below `parent` and end it as FINISHED or FAILED."""
     experiment = client.get_run(parent).info.experiment_id

@@ -8,6 +8,7 @@ One reading direction: settings -> data -> model -> optimizer -> loop -> outputs
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,8 @@ from amlp.errors import UserError
 from amlp.files import atomic_dir, sha256, write_json
 from amlp.models.checkpoint import InputStats, save, transfer_encoder
 from amlp.models.encoder import Encoder, EncoderPlan
-from amlp.models.segmenter import Segmenter, lesion_probability
+from amlp.models.segmenter import Segmenter, build_network, lesion_probability
+from amlp.models.unet import UNet
 from amlp.params import FinetuneParams, Params
 from amlp.progress import progress
 from amlp.training.launch import check_shares, launch, this_worker
@@ -101,9 +103,9 @@ def dice_scores(probability: Tensor, masks: Tensor) -> Tensor:
     return torch.where(size > 0, 2 * overlap / size.clamp_min(1), 1.0)
 
 
-def layer_groups(model: Segmenter, decay: float) -> list[dict[str, Any]]:
+def layer_groups(model: Segmenter | UNet, decay: float) -> list[dict[str, Any]]:
     """Parameter groups whose learning rate shrinks by `decay` with each layer towards the encoder's input."""
-    depth = model.encoder.plan.depth
+    depth = model.plan.depth
     levels: dict[int, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if name.startswith("encoder.vit.blocks."):
@@ -133,9 +135,10 @@ def _loop(config: dict[str, Any]) -> None:
     total = stream.steps_per_epoch * settings.epochs
 
     plan = EncoderPlan(**config["plan"])
-    model = Segmenter(plan, settings.channels)
+    model = build_network(settings.network, plan, settings.channels)
     stats, decay = InputStats(**config["input"]), 1.0
     if config["encoder"]:
+        assert isinstance(model, Segmenter), "finetune() refuses an encoder for another network"
         transfer_encoder(Path(config["encoder"]), model.encoder, min_matched=settings.min_matched)
         decay = settings.layer_decay
     model = model.to(device)
@@ -164,6 +167,18 @@ def _loop(config: dict[str, Any]) -> None:
 
     def load(split: ShardedSplit, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(split.images(chosen)).to(device), torch.from_numpy(split.masks(chosen)).to(device)
+
+    def validate() -> float:
+        """Mean DSC of the averaged model over the validation split."""
+        scores = torch.zeros(2, dtype=torch.float64)
+        for chunk in np.array_split(val_rows, max(1, -(-len(val_rows) // 32))):
+            if len(chunk) == 0:
+                continue
+            images, masks = load(val, chunk)
+            dsc = dice_scores(lesion_probability(*average.model(stats.normalise(images))), masks)
+            scores += torch.tensor([dsc.double().sum().item(), len(dsc)])
+        total, count = worker.sum(scores).tolist()
+        return float(total / count)
 
     hidden = worker.rank > 0 or first >= settings.epochs
     bar = progress(total, "finetune", "steps", done=first * stream.steps_per_epoch, disable=hidden)
@@ -199,17 +214,11 @@ def _loop(config: dict[str, Any]) -> None:
                 bar.update()
 
             skipped = check_finite(torch.stack(norms), epoch=epoch + 1)
-            scores = torch.zeros(2, dtype=torch.float64)
-            with torch.inference_mode(), autocast(device, precision):
-                for chunk in np.array_split(val_rows, max(1, -(-len(val_rows) // 32))):
-                    if len(chunk) == 0:
-                        continue
-                    images, masks = load(val, chunk)
-                    dsc = dice_scores(lesion_probability(*average.model(stats.normalise(images))), masks)
-                    scores += torch.tensor([dsc.double().sum().item(), len(dsc)])
             loss_mean = finite_mean(worker.mean(torch.stack(losses)).unsqueeze(1)).item()
-            scores = worker.sum(scores)
-            val_dsc = float(scores[0] / scores[1])
+            val_dsc = math.nan
+            if (epoch + 1) % settings.validate_epochs == 0 or epoch + 1 == settings.epochs:
+                with torch.inference_mode(), autocast(device, precision):
+                    val_dsc = validate()
             if val_dsc > best["dsc"]:
                 weights = {name: tensor.detach().cpu().clone() for name, tensor in average.model.state_dict().items()}
                 best = {"dsc": val_dsc, "epoch": epoch + 1, "state": weights}
@@ -260,6 +269,11 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
         UserError: no labelled images, an encoder that does not fit, or a training that diverged.
     """
     settings = params.finetune
+    if encoder and settings.network != "vit":
+        raise UserError(
+            f"finetune.network: {settings.network} has no encoder to take from {encoder}; train it with "
+            "--from-scratch, or set `vit`."
+        )
     check_shares(settings.batch, settings.num_workers, "finetune.batch")
     stats = read_stats(shards)
     if not ShardedSplit.open(shards, "val").index["labelled"].any():
@@ -307,13 +321,15 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
                 {
                     "kind": "amlp-segmenter",
                     "plan": asdict(plan),
+                    "network": settings.network,
                     "channels": settings.channels,
                     "input": asdict(inputs),
                     "flip_average": settings.flip_average,
                     "state": end["best"]["state"],
                 },
             )
-            pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
+            # DVC's plots leave out "nan", and take an empty cell for 0.
+            pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False, na_rep="nan")
             pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
             write_json(folder / "loading.json", asdict(report) if report else None)
             write_json(folder / "metrics.json", metrics)

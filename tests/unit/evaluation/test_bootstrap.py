@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amlp.evaluation.bootstrap import Interval, group_bootstrap
+from amlp.evaluation.bootstrap import Interval, crossed_bootstrap, group_bootstrap
 
 CASES = st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1, width=32) | st.just(math.nan)), min_size=1, max_size=30)
 
@@ -117,3 +117,59 @@ def test_many_groups_stay_within_memory() -> None:
     interval = _intervals(values, np.arange(30_000), samples=200)
     assert interval.low < values.mean() < interval.high
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(len(values)), rel=0.2)
+
+
+def _crossed(values: np.ndarray, groups: np.ndarray, *, samples: int = 200, seeds: bool = True) -> Interval:
+    return crossed_bootstrap(values, groups, samples=samples, confidence=0.8, seed=1, resample_seeds=seeds)
+
+
+@given(cases=CASES, seeds=st.booleans())
+def test_one_training_gives_the_group_bootstrap(cases: list[tuple[int, float]], seeds: bool) -> None:
+    groups, values = map(np.array, zip(*cases, strict=True))
+    table = pd.DataFrame({"dsc": values})
+    expected = group_bootstrap(table, groups, samples=200, confidence=0.8, seed=1)["dsc"]
+    found = _crossed(values[None], groups, seeds=seeds)
+    np.testing.assert_allclose(_figures(found), _figures(expected), atol=1e-12)
+    assert found.cases == expected.cases
+
+
+@given(cases=CASES, trainings=st.integers(2, 4))
+def test_trainings_that_agree_add_no_uncertainty(cases: list[tuple[int, float]], trainings: int) -> None:
+    groups, values = map(np.array, zip(*cases, strict=True))
+    once, often = _crossed(values[None], groups), _crossed(np.tile(values, (trainings, 1)), groups)
+    np.testing.assert_allclose(_figures(once), _figures(often), atol=1e-9)
+
+
+def test_without_seeds_it_is_the_bootstrap_of_each_cases_mean_over_seeds() -> None:
+    values, groups = np.random.default_rng(0).random((3, 20)), np.arange(20) // 3
+    table = pd.DataFrame({"dsc": values.mean(axis=0)})
+    expected = group_bootstrap(table, groups, samples=200, confidence=0.8, seed=1)["dsc"]
+    np.testing.assert_allclose(_figures(_crossed(values, groups, seeds=False)), _figures(expected), atol=1e-12)
+
+
+def test_crossed_equals_all_resamples() -> None:
+    """Two groups and two trainings have 4 x 4 equally likely resamples."""
+    groups = np.array([3, 3, 5])
+    values = np.array([[0.1, 0.2, 0.9], [0.3, math.nan, 0.5]])
+    exact = []
+    for drawn in itertools.product([3, 5], repeat=2):
+        columns = np.concatenate([np.flatnonzero(groups == group) for group in drawn])
+        exact += [np.nanmean(values[list(rows)][:, columns]) for rows in itertools.product([0, 1], repeat=2)]
+    found = _crossed(values, groups, samples=40_000)
+    assert found.mean == pytest.approx(np.nanmean(values))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(exact, [0.1, 0.9])))
+    assert found.cases == 3
+
+
+def test_trainings_that_disagree_widen_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    cases, groups = rng.normal(0.5, 0.05, 60), np.arange(60) // 2
+    values = cases + np.array([[-0.1], [0.0], [0.1]])
+    one, both = _crossed(values, groups, seeds=False), _crossed(values, groups)
+    assert both.mean == pytest.approx(one.mean)
+    assert both.high - both.low > 3 * (one.high - one.low)
+
+
+def test_no_defined_value_has_no_mean_and_no_interval() -> None:
+    found = _crossed(np.full((3, 4), math.nan), np.arange(4))
+    assert math.isnan(found.mean) and math.isnan(found.low) and found.cases == 0

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from amlp.registry.tracking import flatten, resolve_uri, tracking_address, valid_name
+from amlp.registry.tracking import (
+    child_run,
+    connect,
+    finished_run,
+    flatten,
+    reopened_run,
+    resolve_uri,
+    tracking_address,
+    valid_name,
+)
 
 
 def test_sqlite_file_starts_from_the_root(tmp_path: Path) -> None:
@@ -31,3 +41,25 @@ def test_any_label_makes_a_name_that_mlflow_takes(label: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
 
     _validate_metric_name(valid_name(f"train.{label}"))
+
+
+def test_a_run_is_found_again_by_its_tags(tracking_uri: str) -> None:
+    def open_study() -> str:
+        with reopened_run(client, experiment="e", name="study", tags={"study": "s", "kind": "study"}) as parent:
+            for outcome in ("fails", "ends well"):
+                if finished_run(client, parent=parent, tags={"unit": "u"}):
+                    continue
+                with contextlib.suppress(OSError), child_run(client, parent=parent, name="u", tags=tags):
+                    if outcome == "fails":
+                        raise OSError
+        return parent
+
+    # A child has its parent's tag too, and must not be taken for it.
+    tags = {"study": "s", "kind": "finetune", "unit": "u"}
+    with connect(tracking_uri) as client:
+        first, second = open_study(), open_study()
+        assert first == second
+        assert client.get_run(first).info.status == "FINISHED"
+        # The failed run does not count, the finished one is not repeated.
+        runs = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+        assert sorted(run.info.status for run in runs if run.info.run_id != first) == ["FAILED", "FINISHED"]

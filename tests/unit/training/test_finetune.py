@@ -1,14 +1,17 @@
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amlp.data.shards import ShardedSplit
 from amlp.errors import UserError
 from amlp.files import read_json
 from amlp.models.encoder import EncoderPlan
 from amlp.models.predictor import Predictor
 from amlp.models.segmenter import Segmenter, lesion_probability
+from amlp.models.unet import UNet
 from amlp.training.finetune import dice_scores, finetune, labelled_subset, layer_groups, segmentation_loss
 from amlp.training.pretrain import pretrain
 from tests.tiny import settings, write_shards
@@ -52,6 +55,34 @@ def test_an_encoder_of_another_width_stops_the_stage_before_it_writes(shards, en
     with pytest.raises(UserError, match=r"only .* of the encoder's tensors fit"):
         finetune(params=params, shards=shards, encoder=encoder, out=tmp_path / "segmenter", state=tmp_path / "state")
     assert not (tmp_path / "segmenter").exists()
+
+
+def test_a_unet_is_trained_by_the_same_loop_and_comes_back_as_it_was(shards, tmp_path):
+    params = settings(finetune={"epochs": 2, "network": "unet"})
+    metrics = finetune(params=params, shards=shards, encoder=None, out=tmp_path / "unet", state=tmp_path / "state")
+    predictor = Predictor.load(tmp_path / "unet" / "segmenter.pt")
+    assert isinstance(predictor.model, UNet)
+    val = ShardedSplit.open(shards, "val")
+    rows = np.arange(len(val.index))
+    pixels, masks = torch.from_numpy(val.images(rows)), torch.from_numpy(val.masks(rows))
+    with torch.inference_mode():
+        probability = lesion_probability(*predictor.model(predictor.stats.normalise(pixels)))
+    assert dice_scores(probability, masks).mean().item() == pytest.approx(metrics["val_dsc"], abs=1e-5)
+
+
+def test_a_unet_takes_no_encoder(shards, encoder, tmp_path):
+    params = settings(finetune={"network": "unet"})
+    with pytest.raises(UserError, match=r"finetune\.network: unet .*--from-scratch"):
+        finetune(params=params, shards=shards, encoder=encoder, out=tmp_path / "unet", state=tmp_path / "state")
+
+
+def test_validation_every_few_epochs_and_after_the_last(shards, tmp_path):
+    params = settings(finetune={"epochs": 5, "validate_epochs": 2})
+    metrics = finetune(params=params, shards=shards, encoder=None, out=tmp_path / "out", state=tmp_path / "state")
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert history["epoch"][history["val_dsc"].notna()].tolist() == [2, 4, 5]
+    assert metrics["best_epoch"] == history["epoch"][history["val_dsc"].idxmax()]
+    assert metrics["val_dsc"] == pytest.approx(history["val_dsc"].max(), abs=1e-5)
 
 
 def index(groups=20):

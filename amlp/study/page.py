@@ -1,0 +1,319 @@
+"""A study's page in Markdown: every number comes out of the units' files, every verdict out of a rule."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from amlp.data.shards import ShardedSplit
+from amlp.evaluation.bootstrap import Interval
+from amlp.evaluation.evaluate import FIGURES
+from amlp.evaluation.metrics import RULE
+from amlp.files import write_text
+from amlp.study.pictures import draw_examples, draw_fractions, draw_scores
+from amlp.study.plan import Aim
+from amlp.study.results import ENOUGH_SEEDS, Estimate, Results
+
+_NONE = "–"
+
+
+def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> None:
+    """Write the page, and its pictures to `images/` beside it."""
+    name = results.study.file.name
+    images = page.parent / "images"
+    other = _compared_with(results)
+    pictures = {}
+    draw_scores(images / f"{name}-dsc.png", results)
+    pictures["dsc"] = f"{name}-dsc.png"
+    if draw_fractions(images / f"{name}-fractions.png", results):
+        pictures["fractions"] = f"{name}-fractions.png"
+    if other and draw_examples(images / f"{name}-examples.png", results, other=other, ingest=ingest, shards=shards):
+        pictures["examples"] = f"{name}-examples.png"
+
+    parts = [_head(results, shards), _verdicts(results)]
+    parts += ["## Scores", _how_to_read(results), _picture(pictures, "dsc", "DSC of each arm with its interval")]
+    for fraction in sorted({cell.fraction for cell in results.cells}):
+        parts += [_scores(results, fraction), _differences(results, fraction)]
+    if "fractions" in pictures:
+        parts += ["## Label efficiency", _picture(pictures, "fractions", "DSC against the share of the labels")]
+    if "examples" in pictures and other:
+        titles = [escape(results.study.title(arm)) for arm in (other, results.study.file.reference)]
+        alt = f"Test images with the true outline and those of {' and '.join(titles)}"
+        parts += ["## Test images", _picture(pictures, "examples", alt)]
+    parts += [_cost(results), _diagnostics(results), _limits(results)]
+    write_text(page, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _compared_with(results: Results) -> str | None:
+    """The arm that the first aim compares the reference with, or else the first other arm."""
+    reference = results.study.file.reference
+    aims = [aim.than for aim in results.study.file.aims if aim.better == reference]
+    others = [arm for arm in results.study.file.arms if arm != reference]
+    return next(iter([*aims, *others]), None)
+
+
+def _head(results: Results, shards: Path) -> str:
+    file, records = results.study.file, list(results.records.values())
+    splits = {split: ShardedSplit.open(shards, split).index for split in ("train", "val", "test")}
+    counts = ", ".join(
+        f"{split} {len(index)} images ({int(index['labelled'].sum())} with a mask) in {index['group'].nunique()} groups"
+        for split, index in splits.items()
+    )
+    finished, total = len(results.cells), len(results.plan.cells)
+    lines = [
+        f"# {escape(file.title)}",
+        "",
+        f"Written by `amlp study {results.study.path.name}`; no number or verdict on this page is written by hand.",
+        "",
+        f"- finished: {finished} of {total} models" + ("" if finished == total else "; **the study is not complete**"),
+        f"- data: {counts}",
+        f"- test split: {results.test['cases']} images, {results.test['lesion_cases']} with a lesion, "
+        f"{results.test['groups']} groups, hash `{results.test['hash'][:16]}`",
+        f"- code: {_distinct(record['commit'][:12] + _dirty(record['commit']) for record in records)}; "
+        f"torch {_distinct(record['torch'] for record in records)}",
+        f"- machine: {_distinct(str(record['cores']) for record in records)} CPU cores, "
+        f"GPU {_distinct(record['gpu'] or 'none' for record in records)}; "
+        f"{_distinct(str(record['threads']) for record in records)} threads a unit",
+    ]
+    if results.stale:
+        names = ", ".join(unit.title for unit in results.stale)
+        lines.append(f"- **made by other code, data or models than are here now**, and kept: {escape(names)}")
+    return "\n".join(lines)
+
+
+def _dirty(commit: str) -> str:
+    return " with uncommitted changes" if commit.endswith("-dirty") else ""
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return ", ".join(escape(value) for value in sorted(set(values)))
+
+
+def _verdicts(results: Results) -> str:
+    if not results.study.file.aims:
+        return ""
+    rows = []
+    for verdict in results.verdicts():
+        aim, estimate = verdict.aim, verdict.estimate
+        found = (
+            _NONE
+            if estimate is None
+            else _with_interval(estimate, sign=True) + f", {_seeds(len(estimate.by_seed))}{_mark(estimate)}"
+        )
+        rows.append([_aim(results, aim), _asked(aim), found, f"**{verdict.state}**"])
+    return "## Verdict\n\n" + table(["aim", "asked", "found", "verdict"], rows)
+
+
+def _aim(results: Results, aim: Aim) -> str:
+    better, than = (escape(results.study.title(arm)) for arm in (aim.better, aim.than))
+    return f"{better} over {than}, {aim.fraction:.0%} of the labels, {FIGURES[aim.figure]}"
+
+
+def _asked(aim: Aim) -> str:
+    return f"at least {number(aim.by, sign=True)}" + (", interval above 0" if aim.excludes_zero else "")
+
+
+def _how_to_read(results: Results) -> str:
+    settings = results.settings
+    return (
+        f"Means over seeds and test images with {settings.confidence:.0%} intervals from {settings.bootstrap_samples} "
+        f"resamples. From {ENOUGH_SEEDS} seeds on, groups and seeds are drawn with replacement together; intervals "
+        "marked † come from fewer and resample groups alone, so **they lack the randomness of training**. "
+        f"{RULE}"
+    )
+
+
+def _scores(results: Results, fraction: float) -> str:
+    arms = results.arms(fraction)
+    labelled = {results.metrics(results.units("finetune", arm, fraction), "labelled_images") for arm in arms}
+    images = ", ".join(f"{count:.0f}" for count in sorted(labelled))
+    rows = []
+    for arm in arms:
+        figures = {figure: results.estimate(arm, fraction, figure) for figure in FIGURES}
+        dsc, hd95 = figures["dsc"], figures["hd95"].headline
+        rows.append(
+            [
+                escape(results.study.title(arm)),
+                str(len(dsc.by_seed)),
+                _with_interval(dsc) + _mark(dsc),
+                _spread(dsc),
+                _with_interval(figures["dsc_lesion"]) + _mark(dsc),
+                number(figures["ppv"].headline.mean),
+                number(figures["sensitivity"].headline.mean),
+                f"{number(hd95.mean, digits=1)} ({hd95.cases} images)",
+                number(figures["false_positive_rate"].headline.mean),
+            ]
+        )
+    head = ["arm", "seeds", "DSC, all images", "by seed", "DSC, images with a lesion", "PPV", "sensitivity"]
+    head += ["HD95, pixels (defined for)", "false-positive rate"]
+    return f"### {fraction:.0%} of the labels: {images} training images with a mask\n\n" + table(head, rows)
+
+
+def _differences(results: Results, fraction: float) -> str:
+    reference = results.study.file.reference
+    rows = []
+    for arm in results.arms(fraction):
+        if arm == reference:
+            continue
+        dsc, lesion = (results.difference(reference, arm, fraction, figure) for figure in ("dsc", "dsc_lesion"))
+        if dsc is None or lesion is None:
+            continue
+        rows.append(
+            [
+                escape(results.study.title(arm)),
+                str(len(dsc.by_seed)),
+                _with_interval(dsc, sign=True) + _mark(dsc),
+                _range(dsc.groups_only, sign=True),
+                _spread(dsc, sign=True),
+                _with_interval(lesion, sign=True) + _mark(lesion),
+            ]
+        )
+    if not rows:
+        return ""
+    head = ["less", "seeds in pairs", "DSC, all images", "groups alone", "by seed", "DSC, images with a lesion"]
+    title = escape(results.study.title(reference))
+    return f"{title} less each other arm, in pairs of the same image and seed:\n\n" + table(head, rows)
+
+
+def _cost(results: Results) -> str:
+    fractions = sorted({cell.fraction for cell in results.cells})
+    rows = []
+    for arm in dict.fromkeys(cell.arm for cell in results.cells):
+        pretrained = results.units("pretrain", arm)
+        row = [escape(results.study.title(arm))]
+        row += [number(results.metrics(pretrained, "steps"), digits=0)]
+        row += [number(results.metrics(pretrained, "visible_tokens") / 1e6, digits=2)]
+        row += [number(results.metrics(pretrained, "seconds") / 60, digits=1)]
+        row += [number(results.cpu_seconds(pretrained) / 60, digits=1)]
+        for fraction in fractions:
+            units = results.units("finetune", arm, fraction)
+            row.append(number(results.metrics(units, "seconds") / 60, digits=1))
+            row.append(number(results.cpu_seconds(units) / 60, digits=1))
+        rows.append(row)
+    head = ["arm", "pre-training steps", "visible tokens, millions", "minutes", "CPU minutes"]
+    for fraction in fractions:
+        head += [f"fine-tuning at {fraction:.0%}, minutes", "CPU minutes"]
+    return (
+        "## Cost\n\nMeans over seeds. Minutes depend on what ran beside a training, CPU minutes hardly do.\n\n"
+        + table(head, rows)
+    )
+
+
+def _diagnostics(results: Results) -> str:
+    """What pre-training masked and reconstructed, and how well features separated, where that was recorded."""
+    wanted = [
+        ("masked_ratio", "times likelier that lesion is masked", ("first", "lowest", "last")),
+        ("score_enrichment", "enrichment of the scores", ("first", "last")),
+        ("score_recall", "recall of the scores", ("first", "last")),
+        ("error_lesion", "error on lesion", ("last",)),
+        ("error_background", "error on background", ("last",)),
+    ]
+    rows, probes = [], []
+    for arm in dict.fromkeys(cell.arm for cell in results.cells):
+        title = escape(results.study.title(arm))
+        curves = results.curves(arm, "diagnostics.csv")
+        if curves is not None:
+            rows.append([title] + [number(_at(curves, name, when)) for name, _, times in wanted for when in times])
+        probe = results.curves(arm, "probe.csv")
+        if probe is not None:
+            for name in probe.columns.drop(["epoch", "step", "seconds"], errors="ignore"):
+                ends = [number(_at(probe, name, when)) for when in ("first", "highest", "last")]
+                probes.append([title, escape(str(name)), *ends])
+    parts = []
+    if rows:
+        head = ["arm"] + [f"{title}, {when}" for _, title, times in wanted for when in times]
+        text = "Means over seeds; true masks of training images are looked at here alone, no training depends on them."
+        parts += ["## What pre-training did", text, table(head, rows)]
+    if probes:
+        parts.append(table(["arm", "probe of the encoder", "first", "highest", "last"], probes))
+    return "\n\n".join(parts)
+
+
+def _at(curves: pd.DataFrame, column: str, when: str) -> float:
+    values = curves[column].dropna() if column in curves else pd.Series(dtype=float)
+    if values.empty:
+        return math.nan
+    edges = {"first": values.iloc[0], "last": values.iloc[-1], "lowest": values.min(), "highest": values.max()}
+    return float(edges[when])
+
+
+def _limits(results: Results) -> str:
+    few = [
+        escape(results.study.title(arm))
+        for arm in results.study.file.arms
+        if 0 < max(len(results.seeds(arm, fraction)) for fraction in results.study.file.fractions) < ENOUGH_SEEDS
+    ]
+    limits = [
+        "One data set and one split into training, validation and test: another hospital, device or split gives other "
+        "figures.",
+        "The scale is that of the machine above: longer training and larger models may order the arms differently.",
+        "Groups are near-duplicates, and patients only where the data name them; images of one patient in several "
+        "groups would make every interval too narrow.",
+        f"Even with {ENOUGH_SEEDS} seeds the randomness of training is known roughly: resampling so few trainings "
+        "gives intervals that are somewhat too narrow.",
+        "All arms are compared on the same test split, and many comparisons are on this page: some intervals exclude 0 "
+        "by chance. Settings that were chosen after a look at such a page favour what they were chosen for.",
+        "The epoch is chosen on the whole validation split, whatever share of the training labels is used: a project "
+        "with so few labels would have fewer to choose by.",
+    ]
+    if few:
+        limits.append(
+            f"Fewer than {ENOUGH_SEEDS} seeds ({', '.join(few)}): such an arm may be better or worse than it looks by "
+            "the luck of its training alone."
+        )
+    return "## What these numbers do not show\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _picture(pictures: dict[str, str], name: str, alt: str) -> str:
+    return f"![{alt}](images/{pictures[name]})"
+
+
+def _with_interval(estimate: Estimate, *, sign: bool = False) -> str:
+    return f"{number(estimate.headline.mean, sign=sign)} ({_range(estimate.headline, sign=sign)})"
+
+
+def _range(interval: Interval, *, sign: bool = False) -> str:
+    if math.isnan(interval.low):
+        return "too few groups"
+    return f"{number(interval.low, sign=sign)} to {number(interval.high, sign=sign)}"
+
+
+def _spread(estimate: Estimate, *, sign: bool = False) -> str:
+    values = [value for value in estimate.by_seed.values() if not math.isnan(value)]
+    if len(values) < 2:
+        return _NONE
+    return f"{number(min(values), sign=sign)} to {number(max(values), sign=sign)}"
+
+
+def _mark(estimate: Estimate) -> str:
+    return "" if estimate.seeds_resampled else " †"
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def number(value: float, *, digits: int = 3, sign: bool = False) -> str:
+    """A number as the page shows it, with a true minus sign; a dash for NaN."""
+    if math.isnan(value):
+        return _NONE
+    text = f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
+    return text.replace("-", "−")
+
+
+def escape(text: str) -> str:
+    """Make text mean itself in Markdown, in a table's cell too."""
+    text = " ".join(text.split())
+    text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the cells are escaped already."""
+    lines = [head, ["---"] * len(head), *rows]
+    assert all(len(line) == len(head) for line in lines), "a row is shorter or longer than the head"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

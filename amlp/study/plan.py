@@ -1,0 +1,225 @@
+"""What a study compares, read from its file, and the units of work that it takes.
+
+A unit is one run of a stage: `pretrain` (arm, seed), `finetune` and `score` (arm, label fraction, seed). It is named by
+a hash of all parameters that determine its result, so arms that pre-train alike share one pre-training, and a changed
+parameter makes another unit instead of overwriting this one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from amlp.errors import ListedError, UserError
+from amlp.params import Count, Params, Section, load_params, parse_params, parse_section, read_mapping
+from amlp.training.state import run_digest
+
+Kind = Literal["pretrain", "finetune", "score"]
+LabelFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=60)]
+# Parameters by dotted name, as in `pretrain.mps.enabled`.
+Overrides = dict[str, Any]
+
+
+class Arm(Section):
+    """One way to train."""
+
+    title: str
+    pretrain: bool = True
+    network: Literal["vit", "unet"] = "vit"
+    params: Overrides = Field(default_factory=dict)
+    seeds: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
+
+
+class Aim(Section):
+    """What the study was made to show: at `fraction`, `better` exceeds `than` by at least `by`."""
+
+    fraction: LabelFraction
+    better: Name
+    than: Name
+    by: float = 0.0
+    # The interval of the difference must lie above 0.
+    excludes_zero: bool = False
+    figure: Literal["dsc", "dsc_lesion"] = "dsc"
+
+
+class StudyFile(Section):
+    """A study as its file tells it."""
+
+    name: Name
+    title: str
+    # Parameters that all arms start from; seen from the study's file.
+    recipe: str
+    overrides: Overrides = Field(default_factory=dict)
+    # The arm that all others are compared with.
+    reference: Name
+    arms: Annotated[dict[Name, Arm], Field(min_length=1)]
+    # Label fraction -> overrides of the section `finetune`, for few labels take more epochs.
+    fractions: Annotated[dict[LabelFraction, Overrides], Field(min_length=1)]
+    aims: list[Aim] = Field(default_factory=list)
+
+
+class Cell(NamedTuple):
+    """One trained and scored model."""
+
+    arm: str
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run of a stage.
+
+    `arm`, `fraction` and `seed` are those of the first cell that asks for it; `needs` must be finished before.
+    """
+
+    kind: Kind
+    arm: str
+    fraction: float | None
+    seed: int
+    params: Params
+    needs: Unit | None
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.digest}"
+
+    @property
+    def title(self) -> str:
+        fraction = "" if self.fraction is None else f" {self.fraction:g}"
+        return f"{self.kind} {self.arm}{fraction} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Units in the order in which they are worth running, and the unit that scores each cell."""
+
+    units: tuple[Unit, ...]
+    cells: Mapping[Cell, Unit]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study with the values that its arms start from."""
+
+    file: StudyFile
+    path: Path
+    base: Mapping[str, Any]
+
+    def params(self, arm: str, fraction: float, seed: int) -> Params:
+        """Lay an arm's and a fraction's values over the base; later ones win, the fraction's last."""
+        chosen = self.file.arms[arm]
+        values = copy.deepcopy(dict(self.base))
+        _lay_over(values, self.file.overrides)
+        _lay_over(values, {"finetune.network": chosen.network} | chosen.params)
+        _lay_over(values, {f"finetune.{key}": value for key, value in self.file.fractions[fraction].items()})
+        _lay_over(values, {"finetune.label_fraction": fraction, "seed": seed})
+        return parse_params(values, f"{self.path}: arm {arm} at {fraction:g}")
+
+    def title(self, arm: str) -> str:
+        return self.file.arms[arm].title
+
+
+def load_study(path: Path) -> Study:
+    """Read a study's file and its recipe.
+
+    Raises:
+        UserError: a file is missing or is no YAML mapping.
+        ListedError: some values are wrong; the error lists all of them.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not found; give a study's file, such as studies/busi-cpu.yaml.")
+    file = parse_section(StudyFile, read_mapping(path), str(path))
+    study = Study(file, path, load_params(path.parent / file.recipe).model_dump(by_alias=True))
+    problems = []
+    for place, arm in [("reference", file.reference)] + [
+        (f"aims.{number}.{side}", name)
+        for number, aim in enumerate(file.aims)
+        for side, name in (("better", aim.better), ("than", aim.than))
+    ]:
+        if arm not in file.arms:
+            problems.append(f"{place}: no arm {arm!r}; arms: {', '.join(file.arms)}")
+    for number, aim in enumerate(file.aims):
+        if aim.fraction not in file.fractions:
+            known = ", ".join(f"{fraction:g}" for fraction in file.fractions)
+            problems.append(f"aims.{number}.fraction: no fraction {aim.fraction:g}; fractions: {known}")
+    for name, chosen in file.arms.items():
+        if chosen.pretrain and chosen.network != "vit":
+            problems.append(f"arms.{name}: network {chosen.network} has nothing to pre-train; set pretrain: false")
+        if len(set(chosen.seeds)) < len(chosen.seeds):
+            problems.append(f"arms.{name}.seeds: a seed stands twice, got {chosen.seeds}")
+        for fraction in file.fractions:
+            try:
+                study.params(name, fraction, chosen.seeds[0])
+            except ListedError as error:
+                problems += [f"arm {name} at {fraction:g}: {problem}" for problem in error.problems]
+    if problems:
+        raise ListedError(f"{path}: {len(problems)} problem(s)", problems, "Mend them and run again.")
+    return study
+
+
+def _lay_over(values: dict[str, Any], overrides: Overrides) -> None:
+    """Set values by dotted name; what is no parameter is told when the whole is checked."""
+    for name, value in overrides.items():
+        *sections, leaf = name.split(".")
+        section = values
+        for key in sections:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise ListedError(name, [f"{name}: {key} is no section"])
+        section[leaf] = value
+
+
+def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
+    """List the units of a study, the most telling first: seed by seed, few labels before many, the arms in file order.
+
+    Args:
+        study: the study.
+        only: filters such as "arm=full,scratch", "fraction=0.1" or "seed=0"; a cell must pass all of them.
+
+    Raises:
+        UserError: a filter names nothing of this study.
+    """
+    arms = study.file.arms
+    wanted = [
+        Cell(arm, fraction, seed)
+        for seed in sorted({seed for chosen in arms.values() for seed in chosen.seeds})
+        for fraction in sorted(study.file.fractions)
+        for arm, chosen in arms.items()
+        if seed in chosen.seeds
+    ]
+    for text in only:
+        key, _, values = text.partition("=")
+        if key not in Cell._fields:
+            raise UserError(f"--only {text}: expected arm=..., fraction=... or seed=...")
+        known = {f"{getattr(cell, key):g}" if key == "fraction" else str(getattr(cell, key)) for cell in wanted}
+        asked = set(values.split(","))
+        if asked - known:
+            raise UserError(f"--only {text}: no {key} {', '.join(sorted(asked - known))}; there is {sorted(known)}.")
+        wanted = [cell for cell in wanted if f"{getattr(cell, key):{'g' if key == 'fraction' else ''}}" in asked]
+
+    units: dict[str, Unit] = {}
+    cells = {}
+    for cell in wanted:
+        params = study.params(*cell)
+        shared = (params.seed, params.encoder.model_dump())
+        pretraining = None
+        if arms[cell.arm].pretrain:
+            digest = run_digest("pretrain", *shared, params.pretrain.model_dump())
+            pretraining = Unit("pretrain", cell.arm, None, cell.seed, params, None, digest)
+            pretraining = units.setdefault(pretraining.name, pretraining)
+        start = pretraining.digest if pretraining else None
+        digest = run_digest("finetune", *shared, params.finetune.model_dump(), start)
+        finetuning = Unit("finetune", *cell, params, pretraining, digest)
+        finetuning = units.setdefault(finetuning.name, finetuning)
+        digest = run_digest("score", finetuning.digest, params.evaluate.model_dump())
+        scoring = Unit("score", *cell, params, finetuning, digest)
+        cells[cell] = units.setdefault(scoring.name, scoring)
+    return Plan(tuple(units.values()), cells)

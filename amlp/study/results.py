@@ -1,0 +1,205 @@
+"""What came out of a study: every figure, computed from the files of its finished units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from amlp.errors import UserError
+from amlp.evaluation.bootstrap import Interval, crossed_bootstrap
+from amlp.evaluation.evaluate import with_figures
+from amlp.files import read_json
+from amlp.params import EvaluateParams
+from amlp.study.plan import Aim, Cell, Plan, Study, Unit
+from amlp.study.store import Made, Store
+
+# From how many trainings on an interval contains what another seed would change.
+ENOUGH_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure over trainings and test images.
+
+    `headline` resamples groups and, from `ENOUGH_SEEDS` trainings on, trainings; `groups_only` never resamples
+    trainings. `by_seed` holds each training's own mean.
+    """
+
+    headline: Interval
+    groups_only: Interval
+    by_seed: Mapping[int, float]
+
+    @property
+    def seeds_resampled(self) -> bool:
+        return len(self.by_seed) >= ENOUGH_SEEDS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an aim is met; None while one of its arms is not finished at its fraction."""
+
+    aim: Aim
+    estimate: Estimate | None
+    state: Literal["met", "missed", "not finished"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished part of a study.
+
+    Args:
+        cases: rows of all cells' cases.csv with arm, fraction and seed, and all figures as columns.
+        test: `cases`, `lesion_cases`, `groups` and `hash` of the test split.
+        stale: units whose code, data or input has changed since.
+    """
+
+    study: Study
+    plan: Plan
+    store: Store
+    cells: tuple[Cell, ...]
+    cases: pd.DataFrame
+    test: Mapping[str, Any]
+    records: Mapping[str, Mapping[str, Any]]
+    stale: tuple[Unit, ...]
+    settings: EvaluateParams
+
+    def seeds(self, arm: str, fraction: float) -> list[int]:
+        return sorted(cell.seed for cell in self.cells if (cell.arm, cell.fraction) == (arm, fraction))
+
+    def arms(self, fraction: float) -> list[str]:
+        """Arms with a finished training, in file order."""
+        return [arm for arm in self.study.file.arms if self.seeds(arm, fraction)]
+
+    def estimate(self, arm: str, fraction: float, figure: str) -> Estimate:
+        values, groups = self._table(arm, fraction, figure)
+        return self._estimate(values, groups)
+
+    def difference(self, better: str, than: str, fraction: float, figure: str) -> Estimate | None:
+        """Paired by case and seed, over the seeds that both arms have; None without such."""
+        seeds = sorted(set(self.seeds(better, fraction)) & set(self.seeds(than, fraction)))
+        if not seeds:
+            return None
+        (ours, groups), (theirs, _) = (self._table(arm, fraction, figure) for arm in (better, than))
+        return self._estimate(ours.loc[seeds] - theirs.loc[seeds], groups)
+
+    def _table(self, arm: str, fraction: float, figure: str) -> tuple[pd.DataFrame, NDArray[Any]]:
+        """One figure as (seeds, cases), and the group of each case."""
+        chosen = self.cases[(self.cases["arm"] == arm) & (self.cases["fraction"] == fraction)]
+        table = chosen.pivot(index="seed", columns="case_id", values=figure).sort_index(axis=1)
+        groups = chosen.drop_duplicates("case_id").set_index("case_id")["group"].loc[table.columns]
+        return table, groups.to_numpy()
+
+    def _estimate(self, table: pd.DataFrame, groups: NDArray[Any]) -> Estimate:
+        values = table.to_numpy(dtype=np.float64)
+
+        def interval(*, resample_seeds: bool) -> Interval:
+            return crossed_bootstrap(
+                values,
+                groups,
+                samples=self.settings.bootstrap_samples,
+                confidence=self.settings.confidence,
+                seed=0,
+                resample_seeds=resample_seeds,
+            )
+
+        by_seed = {int(seed): float(mean) for seed, mean in table.mean(axis=1).items()}
+        return Estimate(
+            headline=interval(resample_seeds=len(table) >= ENOUGH_SEEDS),
+            groups_only=interval(resample_seeds=False),
+            by_seed=by_seed,
+        )
+
+    def verdicts(self) -> list[Verdict]:
+        return [self._verdict(aim) for aim in self.study.file.aims]
+
+    def _verdict(self, aim: Aim) -> Verdict:
+        # All seeds of both arms: an aim must not look met because the seeds that went well were finished first.
+        for arm in (aim.better, aim.than):
+            if self.seeds(arm, aim.fraction) != sorted(self.study.file.arms[arm].seeds):
+                return Verdict(aim, None, "not finished")
+        estimate = self.difference(aim.better, aim.than, aim.fraction, aim.figure)
+        if estimate is None:
+            return Verdict(aim, None, "not finished")
+        return Verdict(aim, estimate, "met" if aim_met(aim, estimate.headline) else "missed")
+
+    def units(self, kind: str, arm: str, fraction: float | None = None) -> list[Unit]:
+        """Finished units of an arm, one a seed."""
+        found: dict[str, Unit] = {}
+        for cell in self.cells:
+            if cell.arm != arm or (fraction is not None and cell.fraction != fraction):
+                continue
+            unit: Unit | None = self.plan.cells[cell]
+            while unit:
+                if unit.kind == kind and unit.name in self.records:
+                    found[unit.name] = unit
+                unit = unit.needs
+        return list(found.values())
+
+    def metrics(self, units: Iterable[Unit], key: str) -> float:
+        """Mean of a figure of the units' metrics.json; NaN where none has it."""
+        values = [read_json(self.store.result(unit) / "metrics.json").get(key, math.nan) for unit in units]
+        return float(np.mean(values)) if values else math.nan
+
+    def cpu_seconds(self, units: Iterable[Unit]) -> float:
+        """Mean CPU time of trainings, from what they recorded each epoch: wall time depends on what ran beside them."""
+        totals = []
+        for unit in units:
+            table = pd.read_csv(self.store.result(unit) / "system.csv")
+            spans = table["seconds"].diff().fillna(table["seconds"])
+            # A resumed process measures its first epoch alone; its clock goes on from the checkpoint.
+            totals.append(float((spans * table["cpu_percent"] / 100).sum()))
+        return float(np.mean(totals)) if totals else math.nan
+
+    def curves(self, arm: str, file: str) -> pd.DataFrame | None:
+        """Mean over seeds of a pre-training's CSV, row by row; None where there is no such file."""
+        paths = [self.store.result(unit) / file for unit in self.units("pretrain", arm)]
+        tables = [pd.read_csv(path) for path in paths if path.is_file()]
+        if not tables:
+            return None
+        return pd.concat(tables).groupby(level=0).mean(numeric_only=True)
+
+
+def aim_met(aim: Aim, difference: Interval) -> bool:
+    """The rule: the mean reaches `by`, and where asked the interval lies above 0. NaN meets nothing."""
+    return difference.mean >= aim.by and (not aim.excludes_zero or difference.low > 0)
+
+
+def collect(study: Study, plan: Plan, store: Store, shards: Path) -> Results:
+    """Read all that is finished.
+
+    Raises:
+        UserError: nothing is finished, or cells were scored on different test splits.
+    """
+    made = Made.now(shards)
+    records = {unit.name: record for unit in plan.units if (record := store.record(unit))}
+    cells = tuple(cell for cell, unit in plan.cells.items() if unit.name in records)
+    if not cells:
+        raise UserError(f"{store.root}: no unit of {study.path} that scores a model is finished; run the study first.")
+    tables, tests = [], {}
+    for cell in cells:
+        folder = store.result(plan.cells[cell])
+        summary = read_json(folder / "summary.json")
+        tests[summary["test"]["hash"]] = summary["test"]
+        table = pd.read_csv(folder / "cases.csv", dtype={"case_id": str})
+        table = table[table["model"] == "segmenter"]
+        tables.append(table.assign(arm=cell.arm, fraction=cell.fraction, seed=cell.seed))
+    if len(tests) > 1:
+        raise UserError(f"{store.root}: cells were scored on {len(tests)} test splits; run with --stale rerun.")
+    return Results(
+        study=study,
+        plan=plan,
+        store=store,
+        cells=cells,
+        cases=with_figures(pd.concat(tables, ignore_index=True)),
+        test=next(iter(tests.values())),
+        records=records,
+        stale=tuple(unit for unit in plan.units if store.state(unit, made) == "stale"),
+        settings=study.params(cells[0].arm, cells[0].fraction, cells[0].seed).evaluate,
+    )

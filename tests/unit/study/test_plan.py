@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amlp.errors import ListedError, UserError
+from amlp.study.plan import Cell, load_study, make_plan
+from tests.small_study import ARMS, load
+
+
+def test_later_values_win_and_the_seed_drives_everything(tmp_path: Path) -> None:
+    params = load(tmp_path).params("mae", 0.1, 3)
+    assert (params.encoder.dim, params.finetune.batch, params.finetune.epochs) == (48, 4, 100)
+    assert (params.seed, params.finetune.label_fraction) == (3, 0.1)
+    assert not params.pretrain.mps.enabled and params.pretrain.amr.enabled
+    assert load(tmp_path).params("full", 1.0, 0).finetune.epochs == 7
+
+
+def test_the_most_telling_units_come_first_and_what_they_need_before_them(tmp_path: Path) -> None:
+    plan = make_plan(load(tmp_path))
+    assert [unit.title for unit in plan.units[:8]] == [
+        "finetune scratch 0.1 seed 0",
+        "score scratch 0.1 seed 0",
+        "pretrain full seed 0",
+        "finetune full 0.1 seed 0",
+        "score full 0.1 seed 0",
+        "pretrain mae seed 0",
+        "finetune mae 0.1 seed 0",
+        "score mae 0.1 seed 0",
+    ]
+    names = [unit.name for unit in plan.units]
+    assert len(set(names)) == len(names)
+    for unit in plan.units:
+        assert unit.needs is None or names.index(unit.needs.name) < names.index(unit.name)
+    seeds = [unit.seed for unit in plan.units]
+    assert seeds == sorted(seeds)
+    assert set(plan.cells) == {
+        Cell(arm, fraction, seed) for arm, chosen in ARMS.items() for fraction in (0.1, 1.0) for seed in chosen["seeds"]
+    }
+
+
+def test_arms_that_pre_train_alike_share_one_pre_training(tmp_path: Path) -> None:
+    slow = {"title": "AMLP, slow head", "params": {"finetune.lr": 1e-4}, "seeds": [0]}
+    plan = make_plan(load(tmp_path, arms={"full": ARMS["full"], "slow": slow}))
+    assert [unit.title for unit in plan.units if unit.kind == "pretrain"] == [
+        "pretrain full seed 0",
+        "pretrain full seed 1",
+    ]
+    ours, theirs = (plan.cells[Cell(arm, 1.0, 0)].needs for arm in ("full", "slow"))
+    assert ours and theirs and ours.name != theirs.name and ours.needs == theirs.needs
+
+
+def test_a_parameter_renames_the_units_that_depend_on_it_and_no_others(tmp_path: Path) -> None:
+    def names(**changes: Any) -> dict[str, set[str]]:
+        units = make_plan(load(tmp_path, **changes)).units
+        return {kind: {unit.name for unit in units if unit.kind == kind} for kind in ("pretrain", "finetune", "score")}
+
+    before = names()
+    after = names(overrides={"finetune.batch": 8})
+    assert before["pretrain"] == after["pretrain"] and not before["finetune"] & after["finetune"]
+    after = names(overrides={"finetune.batch": 4, "evaluate.bootstrap_samples": 300})
+    assert before["finetune"] == after["finetune"] and not before["score"] & after["score"]
+    after = names(overrides={"finetune.batch": 4, "pretrain.lr": 2e-3})
+    # Training from scratch has nothing to do with pre-training.
+    assert len(before["finetune"] & after["finetune"]) == 4 and not before["pretrain"] & after["pretrain"]
+    assert names(overrides={"finetune.batch": 4, "register.experiment": "other"}) == before
+
+
+def test_only_a_part(tmp_path: Path) -> None:
+    study = load(tmp_path)
+    plan = make_plan(study, ["arm=full,mae", "fraction=0.1", "seed=0"])
+    assert set(plan.cells) == {Cell("full", 0.1, 0), Cell("mae", 0.1, 0)}
+    for wrong in ("arm=ful", "fraction=0.2", "seed=7", "epoch=1", "arm"):
+        with pytest.raises(UserError, match="--only"):
+            make_plan(study, [wrong])
+
+
+def test_all_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
+    arms = {"full": {"titel": "AMLP"}, "scratch": {"title": "s", "seeds": ["0"]}}
+    with pytest.raises(ListedError) as caught:
+        load(tmp_path, arms=arms, fractions={0.0: {}}, extra=1)
+    text = str(caught.value)
+    assert "arms.full.titel: unknown key; did you mean 'title'?" in text
+    assert "arms.scratch.seeds.0" in text and "fractions.0.0" in text and "extra: unknown key" in text
+
+
+def test_all_names_and_values_that_do_not_fit_are_told_at_once(tmp_path: Path) -> None:
+    arms = {
+        "full": {"title": "AMLP", "params": {"pretrain.mps.enabeld": True, "finetune.batch": 0}},
+        "unet": {"title": "U-Net", "network": "unet", "seeds": [1, 1]},
+    }
+    aims = [{"fraction": 0.5, "better": "full", "than": "scratch"}]
+    with pytest.raises(ListedError) as caught:
+        load(tmp_path, arms=arms, reference="best", aims=aims, fractions={0.1: {}})
+    text = str(caught.value)
+    for part in (
+        "reference: no arm 'best'",
+        "aims.0.than: no arm 'scratch'",
+        "aims.0.fraction: no fraction 0.5; fractions: 0.1",
+        "arm full at 0.1: pretrain.mps.enabeld: unknown key; did you mean 'enabled'?",
+        "arm full at 0.1: finetune.batch",
+        "arms.unet: network unet has nothing to pre-train",
+        "arms.unet.seeds: a seed stands twice",
+    ):
+        assert part in text
+
+
+def test_a_name_below_a_value_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ListedError, match=r"seed is no section"):
+        load(tmp_path, overrides={"seed.more": 1})
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: not found"):
+        load_study(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match=r"recipe\.yaml.*not found|other\.yaml: not found"):
+        load(tmp_path, recipe="other.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[3] / "studies").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_the_committed_studies_are_valid(path: Path) -> None:
+    study = load_study(path)
+    assert study.file.name == path.stem
+    plan = make_plan(study)
+    pretrainings = {(unit.arm, unit.seed) for unit in plan.units if unit.kind == "pretrain"}
+    wanted = {(cell.arm, cell.seed) for cell in plan.cells if study.file.arms[cell.arm].pretrain}
+    assert pretrainings == wanted, "two arms pre-train alike"
