@@ -97,6 +97,8 @@ class ScoreParams(Section):
     centre_prior: Fraction = 1.0
     # Guard: clusters that explain less than this share of the variance are none, and the image is masked at random.
     min_separation: Fraction = 0.05
+    # Guard: scores from every other pixel that correlate less with those from the rest are chance; 0 turns it off.
+    min_repeat: Fraction = 0.7
 
 
 class EncoderParams(Section):
@@ -183,7 +185,7 @@ class PretrainParams(Section):
     clip_norm: PositiveFloat = 1.0
     ema: OpenFraction = 0.9999
     # What is reconstructed: the image, the image after a Gaussian low-pass, or each patch normalised by itself (MAE).
-    target: Literal["image", "lowpass", "normalised"] = "lowpass"
+    target: Literal["image", "lowpass", "normalised", "hog"] = "lowpass"
     lowpass_sigma: PositiveFloat = 2.0
     min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -168,8 +168,8 @@ def main() -> int:
     ours = ScoreParams(patch=PATCH)
     no_prior = ours.model_copy(update={"centre_prior": 0.0})
     unknown = ours.model_copy(update={"polarity": "unknown"})
-    # No guard by separation: a guarded image selects nothing, and the control is to be the plain 2-means.
-    raw = ScoreParams(patch=PATCH, descriptor="raw", polarity="unknown", min_separation=0.0)
+    # No guard: a guarded image selects nothing, and the control is to be the plain 2-means.
+    raw = ScoreParams(patch=PATCH, descriptor="raw", polarity="unknown", min_separation=0.0, min_repeat=0.0)
     rows: list[tuple[str, str, Callable[[torch.Tensor], tuple[Array, Array]], Array]] = [
         ("raw", "2-means on raw patches, smaller", by_scores(raw), everywhere),
         ("prior", "centre prior alone, top 20 %", by_prior, everywhere),

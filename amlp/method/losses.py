@@ -5,6 +5,7 @@ The roles are those of the abstract of arXiv 2309.04312; the formulas are our de
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -38,14 +39,47 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     return flat.reshape(b, c, height, width)
 
 
-def reconstruction_target(
-    images: Tensor, patch: int, *, kind: Literal["image", "lowpass", "normalised"], sigma: float
-) -> Tensor:
-    """What the decoder has to predict, (B, L, patch * patch * C).
+Target = Literal["image", "lowpass", "normalised", "hog"]
+ORIENTATIONS = 9  # Of a histogram of oriented gradients, over half a turn, as in MaskFeat.
+
+
+def target_width(kind: Target, patch: int, channels: int) -> int:
+    """Values D that the decoder predicts for each patch: its pixels, or the histograms of its four quarters."""
+    return 4 * ORIENTATIONS * channels if kind == "hog" else patch**2 * channels
+
+
+def oriented_gradients(images: Tensor, patch: int, *, sigma: float) -> Tensor:
+    """Histograms of oriented gradients (HOG) of each patch's four quarters, (B, L, 4 * ORIENTATIONS * C).
+
+    As in MaskFeat (Wei et al., arXiv 2112.09133), but after a low-pass, for the gradients of speckle are noise. Each
+    patch's histograms are divided by their norm; the image's mean norm is added to it, so that patches of nothing
+    but noise stay small.
+    """
+    smooth = F.pad(gaussian_blur(images, sigma), (1, 1, 1, 1), mode="replicate")
+    dx = (smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2
+    dy = (smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2
+    magnitude = (dx.square() + dy.square()).sqrt()
+    # Position among the bins, 0 .. ORIENTATIONS; a gradient and its opposite are the same edge.
+    position = (torch.atan2(dy, dx) / math.pi % 1.0 * ORIENTATIONS).unsqueeze(2)
+    bins = torch.arange(ORIENTATIONS, device=images.device).view(1, 1, -1, 1, 1)
+    away = (position - bins).abs()
+    share = (1 - torch.minimum(away, ORIENTATIONS - away)).clamp_min(0)
+    maps = (magnitude.unsqueeze(2) * share).flatten(1, 2)
+    target = patchify(F.avg_pool2d(maps, patch // 2), 2)
+    norm = target.norm(dim=-1, keepdim=True)
+    floor = norm.mean(dim=1, keepdim=True).clamp_min(1e-6)
+    # Root of the width: values of about 1, whose error weighs like the other targets'.
+    return target / (norm + floor) * target.shape[-1] ** 0.5
+
+
+def reconstruction_target(images: Tensor, patch: int, *, kind: Target, sigma: float) -> Tensor:
+    """What the decoder has to predict, (B, L, D), D from `target_width`.
 
     `lowpass` removes speckle, which can't be predicted from its surroundings; `normalised` is MAE's per-patch
-    normalisation (He et al., arXiv 2111.06377).
+    normalisation (He et al., arXiv 2111.06377); `hog` see `oriented_gradients`.
     """
+    if kind == "hog":
+        return oriented_gradients(images, patch, sigma=sigma)
     if kind == "lowpass":
         images = gaussian_blur(images, sigma)
     target = patchify(images, patch)

@@ -66,6 +66,8 @@ def lesion_scores(images: Tensor, *, params: ScoreParams) -> ScoreResult:
         clear second cluster: it explains less than `params.min_separation` of the variance, holds fewer than two
         patches, or differs by less than a grey level. (2-means of `contrast` or `intensity` explains half of the
         variance of anything but a constant picture; the share tells something for `raw`, or when set to 0.7.)
+        Guarded are, too, pictures whose scores are chance: those of every other pixel and those of the rest correlate
+        by less than `params.min_repeat`.
 
     Raises:
         UserError: `params.patch` doesn't divide H and W.
@@ -75,7 +77,15 @@ def lesion_scores(images: Tensor, *, params: ScoreParams) -> ScoreResult:
     if height % params.patch or width % params.patch:
         raise UserError(f"scores.patch: {params.patch} doesn't divide the images' size, {height} x {width} pixels.")
     grid = (height // params.patch, width // params.patch)
+    membership, guarded = _membership(images, grid, params)
+    if params.min_repeat > 0:
+        guarded |= _repeat(images, grid, params) < params.min_repeat
+        membership = membership.masked_fill(guarded[:, None], 0.0)
+    return ScoreResult(scores=membership.unflatten(1, grid), guarded=guarded)
 
+
+def _membership(images: Tensor, grid: tuple[int, int], params: ScoreParams) -> tuple[Tensor, Tensor]:
+    """Scores (N, L) in 0..1, and which pictures have no clear second cluster, (N,) bool."""
     if params.polarity == "unknown":
         dark, bright = (_categories(images, grid, polarity, params) for polarity in ("dark", "bright"))
         choose = dark.distance >= bright.distance
@@ -84,7 +94,26 @@ def lesion_scores(images: Tensor, *, params: ScoreParams) -> ScoreResult:
     else:
         found = _categories(images, grid, params.polarity, params)
         membership, guarded = found.membership, found.guarded
-    return ScoreResult(scores=membership.unflatten(1, grid), guarded=guarded)
+    return membership, guarded
+
+
+def _repeat(images: Tensor, grid: tuple[int, int], params: ScoreParams) -> Tensor:
+    """Correlation (N,) between the scores of two halves of a picture's pixels; 0 where one half has no categories.
+
+    The halves are the fields of a chessboard, the others filled in from their four neighbours. What is there in both
+    repeats; noise does not. Without the centre prior, which repeats whatever the picture shows.
+    """
+    height, width = images.shape[-2:]
+    y, x = (torch.arange(side, device=images.device) for side in (height, width))
+    even = (y[:, None] + x) % 2 == 0
+    around = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    filled = (around[..., 1:-1, :-2] + around[..., 1:-1, 2:] + around[..., :-2, 1:-1] + around[..., 2:, 1:-1]) / 4
+    plain = params.model_copy(update={"centre_prior": 0.0})
+    one, other = (
+        _membership(torch.where(field, images, filled), grid, plain)[0].double() for field in (even, ~even)
+    )
+    one, other = (half - half.mean(dim=1, keepdim=True) for half in (one, other))
+    return (one * other).sum(dim=1) / (one.norm(dim=1) * other.norm(dim=1)).clamp(min=1e-12)
 
 
 def centre_prior(grid: tuple[int, int], *, device: torch.device | None = None) -> Tensor:

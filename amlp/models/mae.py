@@ -22,11 +22,14 @@ class MaskedAutoencoder(nn.Module):
         plan: the encoder's.
         decoder: the decoder's width, depth and heads.
         categories: whether there is a category head.
+        outputs: D, values to predict for each patch; its pixels when absent.
     """
 
     decoder_positions: Tensor
 
-    def __init__(self, plan: EncoderPlan, decoder: DecoderParams, *, categories: bool) -> None:
+    def __init__(
+        self, plan: EncoderPlan, decoder: DecoderParams, *, categories: bool, outputs: int | None = None
+    ) -> None:
         super().__init__()
         self.plan = plan
         self.encoder = Encoder(plan)
@@ -39,7 +42,7 @@ class MaskedAutoencoder(nn.Module):
             for _ in range(decoder.depth)
         )
         self.decoder_norm = _norm(decoder.dim)
-        self.pixel_head = nn.Linear(decoder.dim, plan.patch**2 * plan.channels)
+        self.pixel_head = nn.Linear(decoder.dim, outputs or plan.patch**2 * plan.channels)
         self.category_head = nn.Linear(decoder.dim, 1) if categories else None
         nn.init.normal_(self.mask_token, std=0.02)
         for module in (self.decoder_embed, self.decoder_blocks, self.pixel_head, self.category_head):
@@ -61,7 +64,7 @@ class MaskedAutoencoder(nn.Module):
             visible: (B, L - M) patch indices.
 
         Returns:
-            pixels (B, M, patch * patch * C) of the masked patches, in the order of `masked`, and the category
+            predictions (B, M, D) of the masked patches, in the order of `masked`, and the category
             logits (B, L) of all patches, None without a category head.
         """
         seen = self.decoder_embed(self.encoder(images, visible))

@@ -20,6 +20,7 @@ from amlp.models.checkpoint import InputStats
 from amlp.models.encoder import EncoderPlan
 from amlp.models.mae import MaskedAutoencoder
 from amlp.params import PretrainParams
+from amlp.training.probe import Probe
 
 _NOISE = 6
 _IMAGES, _SHOWN, _OBSERVATIONS, _SNAPSHOTS = 32, 4, 20, 6
@@ -51,6 +52,7 @@ class Monitor:
         last = settings.epochs - 1
         self.observed = set(np.linspace(0, last, min(_OBSERVATIONS, settings.epochs)).round().astype(int).tolist())
         self.shown = set(np.linspace(0, last, min(_SNAPSHOTS, settings.epochs)).round().astype(int).tolist())
+        self.probe = Probe(split, plan=plan, stats=stats, seed=seed, device=device)
         self.rows: list[dict[str, float]] = []
         self.snapshots: list[dict[str, Any]] = []
 
@@ -89,7 +91,7 @@ class Monitor:
         hidden = torch.zeros_like(category).scatter(1, masked, True)
         if epoch in self.observed:
             row = self._row(category, hidden, masked, error, ratio=ratio, refined=refined)
-            self.rows.append({"epoch": epoch + 1} | row)
+            self.rows.append({"epoch": epoch + 1} | row | {"probe_auc": round(self.probe.auc(model.encoder), 6)})
         if epoch in self.shown:
             snapshot = self._snapshot(images, score, hidden, masked, pixels.float(), ratio=ratio)
             self.snapshots.append({"epoch": epoch + 1} | snapshot)

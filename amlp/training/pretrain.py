@@ -23,7 +23,7 @@ from amlp.data.augment import apply_views, random_views, step_generator
 from amlp.data.shards import ShardedSplit, read_stats
 from amlp.errors import UserError
 from amlp.files import atomic_dir, write_json
-from amlp.method.losses import ramp
+from amlp.method.losses import ramp, target_width
 from amlp.method.objective import amlp_loss
 from amlp.method.ratio import masking_ratio
 from amlp.method.sampling import choose_patches
@@ -94,6 +94,12 @@ def _refined_categories(model: MaskedAutoencoder, split: ShardedSplit, stats: In
     return worker.sum(result).cpu().numpy()
 
 
+def build_model(plan: EncoderPlan, settings: PretrainParams) -> MaskedAutoencoder:
+    """Return the model that the `pretrain` section describes, with random weights."""
+    outputs = target_width(settings.target, plan.patch, plan.channels)
+    return MaskedAutoencoder(plan, settings.decoder, categories=settings.ccl.enabled, outputs=outputs)
+
+
 def _loop(config: dict[str, Any]) -> None:
     """Train; runs on every worker. What it finds stays in the training state, which `pretrain` reads."""
     params = Params.model_validate(config["params"])
@@ -109,7 +115,7 @@ def _loop(config: dict[str, Any]) -> None:
     total = stream.steps_per_epoch * settings.epochs
     scores = ScoreMaps(train.scores(np.arange(len(train))))
 
-    model = MaskedAutoencoder(plan, settings.decoder, categories=settings.ccl.enabled).to(device)
+    model = build_model(plan, settings).to(device)
     average = WeightAverage(model, settings.ema)
     optimizer = adamw([{"parameters": model.named_parameters(), "scale": 1.0}], weight_decay=settings.weight_decay,
                       betas=(0.9, 0.95))  # fmt: skip
@@ -299,7 +305,7 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
 
         end = training.load()
         assert end is not None and end["epoch"] == settings.epochs, "the training loop ended before its last epoch"
-        model = MaskedAutoencoder(plan, settings.decoder, categories=settings.ccl.enabled)
+        model = build_model(plan, settings)
         model.load_state_dict(end["average"])
         last = end["history"][-1]
         metrics = {
@@ -316,6 +322,7 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
             table.rename_axis("step").to_csv(folder / "steps.csv")
             pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
             pd.DataFrame(end["monitor"]["rows"]).to_csv(folder / "diagnostics.csv", index=False)
+            np.save(folder / "scores.npy", end["scores"].numpy())
             write_json(folder / "metrics.json", metrics)
             (folder / "pictures").mkdir()
             draw_masks(folder / "pictures" / "masks.png", end["monitor"]["snapshots"], plan=plan)

@@ -57,11 +57,23 @@ def test_less_than_a_grey_level_takes_the_guard() -> None:
 def test_clusters_that_explain_little_take_the_guard() -> None:
     noise = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     halves = torch.cat([torch.zeros(1, 1, 64, 32), torch.ones(1, 1, 64, 32)], dim=3)
-    params = ScoreParams(descriptor="raw", min_separation=0.1)
+    params = ScoreParams(descriptor="raw", min_separation=0.1, min_repeat=0.0)
     assert lesion_scores(torch.cat([noise, halves]), params=params).guarded.tolist() == [True, True, False]
     without = params.model_copy(update={"min_separation": 0.0})
     assert not lesion_scores(noise, params=without).guarded.any()
 
+
+@pytest.mark.parametrize("polarity", ["dark", "bright", "unknown"])
+@pytest.mark.parametrize("descriptor", DESCRIPTORS)
+def test_scores_that_are_chance_take_the_guard(descriptor: str, polarity: str) -> None:
+    noise = torch.rand(8, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    blobs = with_blob(tissue(8, 1, 96, 96), grey=0.9 if polarity == "bright" else 0.2, top=16, left=24)
+    params = ScoreParams(descriptor=descriptor, polarity=polarity)  # type: ignore[arg-type]
+    result = lesion_scores(torch.cat([noise, blobs]), params=params)
+    assert result.guarded.tolist() == [True] * 8 + [False] * 8
+    assert not result.scores[:8].any()
+    trusting = params.model_copy(update={"min_repeat": 0.0, "min_separation": 0.0})
+    assert not lesion_scores(noise, params=trusting).guarded.any()
 
 def test_a_single_patch_is_no_category() -> None:
     images = torch.full((1, 1, 64, 64), 0.6)
