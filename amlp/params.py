@@ -148,7 +148,7 @@ class MpsParams(Section):
     # Share of an image's lesion patches that may be masked; above `amr.end`, or MPS turns into random masking.
     cap: OpenFraction = 0.9
     # Largest weight of the EMA model's own categories against the clusters'.
-    refine: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8
+    refine: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     # Share of the training before refinement starts; it then rises to its full weight over an equal share.
     warmup: Fraction = 0.25
     # Each refinement looks at every training image once more.
@@ -168,9 +168,9 @@ class CclParams(Section):
     """CCL: a category head kept consistent with reconstruction difficulty."""
 
     enabled: bool = True
-    weight: Annotated[float, Field(ge=0.0)] = 0.1
+    weight: Annotated[float, Field(ge=0.0)] = 1.0
     # Largest weight of difficulty against the cluster category in the target.
-    difficulty: Fraction = 0.5
+    difficulty: Fraction = 0.25
     warmup: Fraction = 0.25
 
 
@@ -222,6 +222,10 @@ class FinetuneParams(Section):
     warmup: Fraction = 0.1
     clip_norm: PositiveFloat = 1.0
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    # Before it sees labels the segmenter learns where lesions probably are, from all training images: from the
+    # categories that pre-training refined (none from scratch or after plain MAE), or from preprocessing's clusters.
+    categories: Literal["pretrained", "clusters", "none"] = "pretrained"
+    category_epochs: Count = 8
     ema: OpenFraction = 0.99
     augment: bool = True
     min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5

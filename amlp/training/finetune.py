@@ -3,11 +3,15 @@
     amlp finetune                                         # models/encoder -> models/segmenter
     amlp finetune --from-scratch --out models/scratch     # the comparison
 
+Before it sees a label, the segmenter may learn the lesion categories of all training images (`finetune.categories`): the
+encoder knows them from pre-training, the rest of the segmenter starts from nothing.
+
 One reading direction: settings -> data -> model -> optimizer -> loop -> outputs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import asdict
@@ -23,8 +27,8 @@ from torch import Tensor, nn
 from amlp.data.augment import apply_views, jitter_intensity, random_views, step_generator
 from amlp.data.shards import ShardedSplit, read_stats
 from amlp.errors import UserError
-from amlp.files import atomic_dir, sha256, write_json
-from amlp.models.checkpoint import InputStats, save, transfer_encoder
+from amlp.files import atomic_dir, atomic_file, sha256, write_json
+from amlp.models.checkpoint import SCORES, InputStats, save, transfer_encoder
 from amlp.models.encoder import Encoder, EncoderPlan
 from amlp.models.segmenter import Segmenter, build_network, lesion_probability
 from amlp.models.unet import UNet
@@ -69,14 +73,14 @@ def labelled_subset(index: pd.DataFrame, fraction: float, seed: int) -> np.ndarr
     return labelled.index[labelled["group"].isin(chosen)].to_numpy().copy()
 
 
-def segmentation_loss(logits: Tensor, presence: Tensor, masks: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, presence: Tensor | None, masks: Tensor) -> Tensor:
     """Dice + binary cross-entropy of the pixels, and binary cross-entropy of the lesion's presence.
 
     All are means over images, so workers' averages agree with the whole batch.
 
     Args:
         logits: (B, 1, H, W).
-        presence: (B,) logits that the image shows a lesion.
+        presence: (B,) logits that the image shows a lesion; None leaves their part out.
         masks: (B, 1, H, W) in 0 .. 1.
     """
     logits, masks = logits.float(), masks.float()
@@ -85,9 +89,11 @@ def segmentation_loss(logits: Tensor, presence: Tensor, masks: Tensor) -> Tensor
     size = probability.sum(dim=(1, 2, 3)) + masks.sum(dim=(1, 2, 3))
     # One pixel's worth of smoothing: an empty prediction of an empty mask has loss 0, not 0 / 0.
     dice = 1 - (2 * overlap + 1) / (size + 1)
+    loss = dice.mean() + F.binary_cross_entropy_with_logits(logits, masks)
+    if presence is None:
+        return loss
     present = masks.amax(dim=(1, 2, 3))
-    pixels = F.binary_cross_entropy_with_logits(logits, masks)
-    return dice.mean() + pixels + _PRESENCE * F.binary_cross_entropy_with_logits(presence.float(), present)
+    return loss + _PRESENCE * F.binary_cross_entropy_with_logits(presence.float(), present)
 
 
 def dice_scores(probability: Tensor, masks: Tensor) -> Tensor:
@@ -128,11 +134,17 @@ def _loop(config: dict[str, Any]) -> None:
 
     shards = Path(config["shards"])
     train, val = ShardedSplit.open(shards, "train"), ShardedSplit.open(shards, "val")
-    rows = labelled_subset(train.index, settings.label_fraction, params.seed)
+    # Lesion categories (N, h, w) of all training images; None learns the masks of the labelled ones.
+    categories = np.load(config["categories"], mmap_mode="r") if config["categories"] else None
+    if categories is None:
+        rows, epochs = labelled_subset(train.index, settings.label_fraction, params.seed), settings.epochs
+    else:
+        # An image without categories says nothing, not that there is no lesion.
+        rows, epochs = np.flatnonzero(categories.max(axis=(1, 2)) > 0.5), settings.category_epochs
     val_rows = val.index.reset_index(drop=True).query("labelled").index.to_numpy()
     val_rows = val_rows[worker.rank :: worker.count]
     stream = RowStream(rows, batch=settings.batch, seed=params.seed)
-    total = stream.steps_per_epoch * settings.epochs
+    total = stream.steps_per_epoch * epochs
 
     plan = EncoderPlan(**config["plan"])
     model = build_network(settings.network, plan, settings.channels)
@@ -141,6 +153,8 @@ def _loop(config: dict[str, Any]) -> None:
         assert isinstance(model, Segmenter), "finetune() refuses an encoder for another network"
         transfer_encoder(Path(config["encoder"]), model.encoder, min_matched=settings.min_matched)
         decay = settings.layer_decay
+    if config["start"]:
+        model.load_state_dict(TrainingState(Path(config["start"])).finished(settings.category_epochs)["average"])
     model = model.to(device)
     average = WeightAverage(model, settings.ema)
     optimizer = adamw(layer_groups(model, decay), weight_decay=settings.weight_decay, betas=(0.9, 0.999))
@@ -153,7 +167,7 @@ def _loop(config: dict[str, Any]) -> None:
     best: dict[str, Any] = {"dsc": -1.0, "epoch": -1, "state": {}}
     usage = Usage()
     first, elapsed = 0, 0.0
-    # Resume precedence: this training's own last checkpoint > the pre-trained encoder > random weights.
+    # Resume precedence: this training's own last checkpoint > what the categories taught > the encoder > random weights.
     if saved := state.load():
         model.load_state_dict(saved["model"])
         average.model.load_state_dict(saved["average"])
@@ -161,12 +175,22 @@ def _loop(config: dict[str, Any]) -> None:
         history, system, best = saved["history"], saved["system"], saved["best"]
         first, elapsed = saved["epoch"], saved["seconds"]
         if worker.rank == 0:
-            print(f"Resuming after epoch {first} of {settings.epochs}.")
+            print(f"Resuming after epoch {first} of {epochs}.")
     trained = worker.wrap(model)
     started = time.monotonic() - elapsed
 
     def load(split: ShardedSplit, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(split.images(chosen)).to(device), torch.from_numpy(split.masks(chosen)).to(device)
+
+    def load_training(chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) and what to learn (n, 1, H, W), 0 .. 1."""
+        if categories is None:
+            images, masks = load(train, chosen)
+            return images, masks.unsqueeze(1).float()
+        maps = torch.from_numpy(categories[chosen]).to(device).unsqueeze(1)
+        # Smooth: a patch's corners are not the lesion's.
+        maps = F.interpolate(maps, size=(plan.height, plan.width), mode="bilinear", align_corners=False)
+        return torch.from_numpy(train.images(chosen)).to(device), (maps > 0.5).float()
 
     def validate() -> float:
         """Mean DSC of the averaged model over the validation split."""
@@ -180,15 +204,15 @@ def _loop(config: dict[str, Any]) -> None:
         total, count = worker.sum(scores).tolist()
         return float(total / count)
 
-    hidden = worker.rank > 0 or first >= settings.epochs
-    bar = progress(total, "finetune", "steps", done=first * stream.steps_per_epoch, disable=hidden)
+    hidden = worker.rank > 0 or first >= epochs
+    bar = progress(total, "finetune" if categories is None else "categories", "steps", done=first * stream.steps_per_epoch, disable=hidden)
     with bar:
-        for epoch in range(first, settings.epochs):
+        for epoch in range(first, epochs):
             model.train()
             losses, norms = [], []
             for step in range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch):
-                images, masks = load(train, worker.share(stream(step)))
-                pixels, target = images.float() / 255.0, masks.unsqueeze(1).float()
+                images, target = load_training(worker.share(stream(step)))
+                pixels = images.float() / 255.0
                 if settings.augment:
                     views = random_views(
                         settings.batch,
@@ -206,7 +230,12 @@ def _loop(config: dict[str, Any]) -> None:
                     group["lr"] = rate * group["scale"]
                 with autocast(device, precision):
                     logits, presence = trained(stats.normalise(pixels * 255.0))
-                loss = segmentation_loss(logits, presence, target)
+                if categories is None:
+                    loss = segmentation_loss(logits, presence, target)
+                else:
+                    # Categories say where a lesion would be, not whether there is one. Times 0, for distributed
+                    # training wants a gradient for every weight.
+                    loss = segmentation_loss(logits, None, target) + 0 * presence.sum()
                 loss.backward()
                 norms.append(guarded_step(optimizer, parameters, settings.clip_norm))
                 average.update(model, step)
@@ -216,7 +245,8 @@ def _loop(config: dict[str, Any]) -> None:
             skipped = check_finite(torch.stack(norms), epoch=epoch + 1)
             loss_mean = finite_mean(worker.mean(torch.stack(losses)).unsqueeze(1)).item()
             val_dsc = math.nan
-            if (epoch + 1) % settings.validate_epochs == 0 or epoch + 1 == settings.epochs:
+            due = (epoch + 1) % settings.validate_epochs == 0 or epoch + 1 == epochs
+            if categories is None and due:
                 with torch.inference_mode(), autocast(device, precision):
                     val_dsc = validate()
             if val_dsc > best["dsc"]:
@@ -235,7 +265,7 @@ def _loop(config: dict[str, Any]) -> None:
             )
             system.append(usage.row(seconds))
             bar.set_postfix(loss=f"{loss_mean:.3f}", val_dsc=f"{val_dsc:.3f}", refresh=False)
-            if worker.rank == 0 and ((epoch + 1) % settings.checkpoint_epochs == 0 or epoch + 1 == settings.epochs):
+            if worker.rank == 0 and ((epoch + 1) % settings.checkpoint_epochs == 0 or epoch + 1 == epochs):
                 state.save(
                     {
                         "epoch": epoch + 1,
@@ -250,6 +280,21 @@ def _loop(config: dict[str, Any]) -> None:
                     }
                 )
             worker.report(history[-1])
+
+
+def _categories(settings: FinetuneParams, shards: Path, encoder: Path | None) -> np.ndarray | None:
+    """Lesion categories (N, h, w) to learn before the labels, in the training split's row order; None without any."""
+    if settings.category_epochs == 0:
+        return None
+    if settings.categories == "clusters":
+        train = ShardedSplit.open(shards, "train")
+        maps = train.scores(np.arange(len(train)))
+    elif settings.categories == "pretrained" and encoder and (encoder / SCORES).is_file():
+        maps = np.load(encoder / SCORES)
+    else:
+        return None
+    # All 0 where nothing was found, and after a pre-training without MPS and CCL.
+    return maps if maps.max() > 0.5 else None
 
 
 def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, state: Path) -> dict[str, Any]:
@@ -294,6 +339,7 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
         "plan": asdict(plan),
         "input": asdict(inputs),
     }
+    maps = _categories(settings, shards, encoder)
     digest = run_digest(
         settings.model_dump(),
         params.seed,
@@ -301,20 +347,35 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
         data_digest(shards),
         code_digest(),
         sha256(checkpoint) if checkpoint else None,
+        hashlib.sha256(maps.tobytes()).hexdigest() if maps is not None else None,
     )
     training = TrainingState(state / f"finetune-{digest}")
-    config["state"] = str(training.folder.resolve())
-    with training.locked():
-        launch(_loop, config, workers=settings.num_workers, folder=state / "ray" / f"finetune-{digest}")
+    before = TrainingState(training.folder / "categories")
+    config |= {"state": str(training.folder.resolve()), "categories": None, "start": None}
 
-        end = training.load()
-        assert end is not None and end["epoch"] == settings.epochs, "the training loop ended before its last epoch"
+    def train(**changed: str) -> None:
+        launch(_loop, config | changed, workers=settings.num_workers, folder=state / "ray" / training.folder.name)
+
+    with training.locked():
+        warm: dict[str, Any] = {"seconds": 0.0, "system": []}
+        if maps is not None:
+            file = training.folder / SCORES
+            with atomic_file(file) as temporary:
+                np.save(temporary, maps)
+            train(state=str(before.folder.resolve()), categories=str(file.resolve()))
+            warm = before.finished(settings.category_epochs)
+            config["start"] = str(before.folder.resolve())
+        train()
+        end = training.finished(settings.epochs)
         metrics = {
             "val_dsc": round(end["best"]["dsc"], 6),
             "best_epoch": end["best"]["epoch"],
             "labelled_images": end["labelled_images"],
-            "seconds": round(end["seconds"], 1),
+            "seconds": round(warm["seconds"] + end["seconds"], 1),
+            "category_seconds": round(warm["seconds"], 1),
         }
+        # One clock for both trainings.
+        system = warm["system"] + [row | {"seconds": row["seconds"] + warm["seconds"]} for row in end["system"]]
         with atomic_dir(out) as folder:
             save(
                 folder / "segmenter.pt",
@@ -330,7 +391,7 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
             )
             # DVC's plots leave out "nan", and take an empty cell for 0.
             pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False, na_rep="nan")
-            pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
+            pd.DataFrame(system).to_csv(folder / "system.csv", index=False)
             write_json(folder / "loading.json", asdict(report) if report else None)
             write_json(folder / "metrics.json", metrics)
         training.discard()

@@ -27,7 +27,7 @@ from amlp.method.losses import ramp, target_width
 from amlp.method.objective import amlp_loss
 from amlp.method.ratio import masking_ratio
 from amlp.method.sampling import choose_patches
-from amlp.models.checkpoint import InputStats, save_encoder
+from amlp.models.checkpoint import SCORES, InputStats, save_encoder
 from amlp.models.encoder import EncoderPlan
 from amlp.models.mae import MaskedAutoencoder
 from amlp.params import Params, PretrainParams
@@ -264,7 +264,7 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
     Args:
         params: the `pretrain` and `encoder` sections and the seed count here.
         shards: the preprocess stage's folder.
-        out: written whole: encoder.pt (EMA weights), history.csv, steps.csv, system.csv, diagnostics.csv,
+        out: written whole: encoder.pt (EMA weights), scores.npy, history.csv, steps.csv, system.csv, diagnostics.csv,
             metrics.json, pictures.
         state: folder for what a killed training goes on from.
 
@@ -322,7 +322,9 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
             table.rename_axis("step").to_csv(folder / "steps.csv")
             pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
             pd.DataFrame(end["monitor"]["rows"]).to_csv(folder / "diagnostics.csv", index=False)
-            np.save(folder / "scores.npy", end["scores"].numpy())
+            # An encoder that was trained without categories brings none.
+            used = settings.mps.enabled or settings.ccl.enabled
+            np.save(folder / SCORES, end["scores"].numpy() * np.float32(used))
             write_json(folder / "metrics.json", metrics)
             (folder / "pictures").mkdir()
             draw_masks(folder / "pictures" / "masks.png", end["monitor"]["snapshots"], plan=plan)

@@ -68,6 +68,12 @@ class TrainingState:
         """Return the last checkpoint, or None when there is none."""
         return torch.load(self.file, map_location="cpu", weights_only=True) if self.file.is_file() else None
 
+    def finished(self, epochs: int) -> dict[str, Any]:
+        """Return the last checkpoint of a training that ran to its end."""
+        end = self.load()
+        assert end is not None and end["epoch"] == epochs, f"{self.file}: the training ended before its last epoch"
+        return end
+
     def save(self, value: dict[str, Any]) -> None:
         save(self.file, value)
 
