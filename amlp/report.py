@@ -129,7 +129,7 @@ def _context(params: Params, root: Path) -> dict[str, Any]:
         **_results(summary, confidence),
         "overlays": _pictures(root / "evaluation/overlays", {k: (*v, v[1]) for k, v in _OVERLAYS.items()}),
         "pretraining": _pretraining(params, root),
-        "pictures": _pictures(root / "models/encoder/pictures", _PRETRAINING_PICTURES),
+        "pictures": _pictures(root / "models/encoder/pictures", _pretraining_pictures(params)),
         "diagnostics": _diagnostics(root / "models/encoder/diagnostics.csv"),
         "finetuning": _finetuning(root),
         "charts": _charts(root, summary),
@@ -303,6 +303,17 @@ def _pretraining(params: Params, root: Path) -> str:
         text += f" Off: {', '.join(off)}."
     text += f" {int(last['step']):,} steps over {last['visible_tokens'] / 1e6:.1f} million visible patches"
     return f"{text}, {_duration(last['seconds'])}."
+
+
+def _pretraining_pictures(params: Params) -> dict[str, tuple[str, str, str]]:
+    if params.pretrain.target != "hog":
+        return _PRETRAINING_PICTURES
+    title, _, alt = _PRETRAINING_PICTURES["reconstructions"]
+    caption = (
+        "What the encoder saw of training images, and how strong the gradients are that it was to predict and that it "
+        "predicted, in each quarter of a patch."
+    )
+    return _PRETRAINING_PICTURES | {"reconstructions": (title, caption, alt)}
 
 
 def _finetuning(root: Path) -> str:

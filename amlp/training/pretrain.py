@@ -326,7 +326,8 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
             write_json(folder / "metrics.json", metrics)
             (folder / "pictures").mkdir()
             draw_masks(folder / "pictures" / "masks.png", end["monitor"]["snapshots"], plan=plan)
-            draw_reconstructions(folder / "pictures" / "reconstructions.png", end["monitor"]["snapshots"], plan=plan)
+            draw_reconstructions(folder / "pictures" / "reconstructions.png", end["monitor"]["snapshots"], plan=plan,
+                                 target=settings.target)  # fmt: skip
             draw_scores(folder / "pictures" / "scores.png", end["monitor"]["snapshots"], plan=plan)
         training.discard()
     print(f"Wrote {out}: encoder after {last['step']} steps, reconstruction error {metrics['reconstruction']:.4f}.")

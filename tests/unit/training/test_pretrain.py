@@ -1,10 +1,13 @@
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from amlp.errors import UserError
+from amlp.errors import ListedError, UserError
+from amlp.method.losses import Target
 from amlp.models.checkpoint import load_encoder
 from amlp.training.optim import check_finite
 from amlp.training.pretrain import ScoreMaps, pretrain
@@ -66,6 +69,24 @@ def test_all_parts_off_trains_too(shards, tmp_path):
     metrics = pretrain(params=settings(pretrain=plain), shards=shards, out=tmp_path / "mae", state=tmp_path / "state")
     assert metrics["loss"] == metrics["reconstruction"]
     assert set(pd.read_csv(tmp_path / "mae" / "history.csv")["ratio"]) == {0.75}
+
+
+@pytest.mark.parametrize("target", get_args(Target))
+def test_every_target_trains_and_is_shown(shards, tmp_path, target):
+    params = settings(pretrain={"epochs": 2, "target": target})
+    metrics = pretrain(params=params, shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
+    assert np.isfinite(metrics["loss"])
+    rows = pd.read_csv(tmp_path / "encoder" / "diagnostics.csv")
+    assert np.isfinite(rows[["error_lesion", "error_background"]].to_numpy()).all()
+    with Image.open(tmp_path / "encoder" / "pictures" / "reconstructions.png") as picture:
+        columns = np.asarray(picture.convert("L"))[26:].reshape(-1, picture.width)
+    shown = columns[:, -picture.width // 4 :]
+    assert shown.std() > 5, "the last column shows something"
+
+
+def test_an_odd_patch_has_no_quarters():
+    with pytest.raises(ListedError, match=r"encoder\.patch must be even, is 3"):
+        settings(encoder={"patch": 3}, preprocess={"height": 48, "width": 48}, pretrain={"target": "hog"})
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_the_training_ends_well(shards, tmp_path, monkeypatch):
