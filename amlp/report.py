@@ -417,10 +417,31 @@ def _charts(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
             x, {"loss": pretraining["loss"].tolist(), "squared error": pretraining["reconstruction"].tolist()}, "loss"
         ),
         "ratio": lines(x, {"masking ratio": pretraining["ratio"].tolist()}, "masking ratio"),
+        "probe": _probe_chart(root / "models/encoder"),
         "validation": lines(epochs, training_lines("val_dsc"), "validation DSC", marks=kept),
         "finetuning": lines(epochs, training_lines("loss"), "training loss"),
         "cases": Markup(_cases_chart(root, summary)),
     }
+
+
+def _probe_chart(encoder: Path) -> Any:
+    """The linear probe of the encoder over the epochs; None without masks to probe by."""
+    from markupsafe import Markup
+
+    file = encoder / "diagnostics.csv"
+    table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    if "probe_auc" not in table or table["probe_auc"].isna().all():
+        return None
+    lines = {"in training": table["probe_auc"].tolist()}
+    described = f"in training: {_ends(lines['in training'])}"
+    untrained = (read_json(encoder / "metrics.json") if (encoder / "metrics.json").is_file() else {}).get(
+        "probe_auc_untrained"
+    )
+    if untrained is not None:
+        lines["untrained"] = [untrained] * len(table)
+        described += f"; untrained: {untrained:.3g}"
+    label = "AUC of lesion patches"
+    return Markup(LineChart(table["epoch"].tolist(), lines, label, f"Line chart. {label}; {described}").svg())
 
 
 def _cases_chart(root: Path, summary: Mapping[str, Any]) -> str:

@@ -107,9 +107,13 @@ def _write_models(models: Path, epochs: int, random: np.random.Generator) -> Non
             "error_background": fall,
             "refine_weight": np.linspace(0, 0.8, epochs),
             "random_images": 3,
+            "probe_auc": np.linspace(0.6, 0.8, epochs),
         }
     ).to_csv(models / "encoder" / "diagnostics.csv", index=False)
-    write_json(models / "encoder" / "metrics.json", {"loss": float(fall[-1]), "seconds": 9.0})
+    write_json(
+        models / "encoder" / "metrics.json",
+        {"loss": float(fall[-1]), "seconds": 9.0, "probe_auc": 0.8, "probe_auc_untrained": 0.61},
+    )
     for name in ("reconstructions", "masks", "scores"):
         _write_picture(models / "encoder" / "pictures" / f"{name}.png", random)
 

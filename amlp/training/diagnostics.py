@@ -53,14 +53,20 @@ class Monitor:
         self.observed = set(np.linspace(0, last, min(_OBSERVATIONS, settings.epochs)).round().astype(int).tolist())
         self.shown = set(np.linspace(0, last, min(_SNAPSHOTS, settings.epochs)).round().astype(int).tolist())
         self.probe = Probe(split, plan=plan, stats=stats, seed=seed, device=device)
+        # The probe's figure of the random initial weights; what training adds is the difference to it.
+        self.untrained = float("nan")
         self.rows: list[dict[str, float]] = []
         self.snapshots: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "snapshots": self.snapshots}
+        return {"untrained": self.untrained, "rows": self.rows, "snapshots": self.snapshots}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.snapshots = state["rows"], state["snapshots"]
+        self.untrained, self.rows, self.snapshots = state["untrained"], state["rows"], state["snapshots"]
+
+    def observe_untrained(self, model: MaskedAutoencoder) -> None:
+        """Look at the model before its first step."""
+        self.untrained = round(self.probe.auc(model.encoder), 6)
 
     @torch.inference_mode()
     def observe(

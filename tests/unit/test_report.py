@@ -121,7 +121,7 @@ def test_every_picture_has_words_for_those_who_cannot_see_it(written: tuple[str,
     _, page = written
     charts = page.all("svg")
     assert len(page.all("img")) == 6 and all(image["alt"] for image in page.all("img"))
-    assert len(charts) == 7 and all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
+    assert len(charts) == 8 and all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
     assert page.all("html")[0]["lang"] == "en"
 
 
@@ -172,6 +172,15 @@ def test_failed_premise_is_said(root: Path) -> None:
     text = write(root)[1].text
     assert "the premise of RRL and CCL fails" in text
     assert "no better than chance" in text
+
+
+def test_the_probe_stands_beside_what_it_was_before_training(root: Path, written: tuple[str, Page]) -> None:
+    [chart] = [svg for svg in written[1].all("svg") if "AUC of lesion patches" in (svg["aria-label"] or "")]
+    assert "in training: 0.6 at first, 0.8 at last; untrained: 0.61" in (chart["aria-label"] or "")
+    file = root / "models/encoder/diagnostics.csv"
+    pd.read_csv(file).assign(probe_auc=np.nan).to_csv(file, index=False)
+    text, page = write(root)
+    assert "AUC of lesion patches" not in text and len(page.all("svg")) == 7
 
 
 def test_page_without_what_is_optional(root: Path) -> None:
