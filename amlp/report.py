@@ -15,6 +15,7 @@ from PIL import Image
 
 from amlp.charts import Band, DotChart, LineChart
 from amlp.errors import ListedError
+from amlp.evaluation.patches import judge
 from amlp.files import read_json, write_text
 from amlp.params import Params
 from amlp.registry.tracking import connect, flatten, resolve_uri
@@ -130,6 +131,7 @@ def _context(params: Params, root: Path) -> dict[str, Any]:
         "overlays": _pictures(root / "evaluation/overlays", {k: (*v, v[1]) for k, v in _OVERLAYS.items()}),
         "pretraining": _pretraining(params, root),
         "pictures": _pictures(root / "models/encoder/pictures", _pretraining_pictures(params)),
+        "scores": _scores(root / "data/shards/metrics.json"),
         "diagnostics": _diagnostics(root / "models/encoder/diagnostics.csv"),
         "finetuning": _finetuning(root),
         "charts": _charts(root, summary),
@@ -331,6 +333,15 @@ def _finetuning(root: Path) -> str:
     return " ".join(sentences)
 
 
+def _scores(file: Path) -> dict[str, Any] | None:
+    """Judge the lesion scores by the masks of the training split; None without any."""
+    found = read_json(file).get("scores") if file.is_file() else None
+    if not found:
+        return None
+    text, warning = judge(found)
+    return {"text": f"{text} {warning}" if warning else text, "warn": warning is not None}
+
+
 def _diagnostics(file: Path) -> dict[str, Any] | None:
     """Judge the method's premises by the last fifth of the epochs; None without masks to judge by."""
     if not file.is_file():
@@ -341,16 +352,6 @@ def _diagnostics(file: Path) -> dict[str, Any] | None:
         return None
     late = table.tail(max(1, len(table) // 5)).mean(numeric_only=True)
     lines = []
-    enrichment, recall = table["score_enrichment"].iloc[0], table["score_recall"].iloc[0]
-    if math.isfinite(enrichment):
-        lines.append(
-            {
-                "text": f"The lesion scores find {recall:.0%} of the true lesion patches. Among the patches that they "
-                f"pick, lesion is {enrichment:.1f} times as frequent as in the whole image"
-                + ("." if enrichment > 1 else ": no better than chance, so MPS can't help on this data set."),
-                "warn": enrichment <= 1,
-            }
-        )
     masked = late["masked_lesion_share"] - late["masked_background_share"]
     if math.isfinite(masked):
         lines.append(
