@@ -98,8 +98,8 @@ lock-check: setup ## check that the locks fit pyproject.toml
 	diff requirements.lock $(VENV)/lock/requirements.lock
 	diff requirements-train.lock $(VENV)/lock/requirements-train.lock
 
-bench-mps: setup ## score lesion patch selection against the BUSI masks: make bench-mps DATA=folder
-	python -m benchmarks.bench_mps --data "$(DATA)"
+bench-mps: setup ## score lesion patch selection against the BUSI masks: make bench-mps DATA=folder WORKSPACE=folder
+	python -m benchmarks.bench_mps --data "$(DATA)" $(if $(WORKSPACE),--workspace "$(WORKSPACE)")
 
 bench-pretrain: setup ## time a pre-training step against the one of transformers
 	python -m benchmarks.bench_pretrain

@@ -184,7 +184,8 @@ class PretrainParams(Section):
     warmup: Fraction = 0.1
     clip_norm: PositiveFloat = 1.0
     ema: OpenFraction = 0.9999
-    # What is reconstructed: the image, the image after a Gaussian low-pass, or each patch normalised by itself (MAE).
+    # What is reconstructed: the image, the image after a Gaussian low-pass, each patch normalised by itself (MAE), or
+    # histograms of oriented gradients after the low-pass.
     target: Literal["image", "lowpass", "normalised", "hog"] = "lowpass"
     lowpass_sigma: PositiveFloat = 2.0
     min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
@@ -289,6 +290,8 @@ class Params(Section):
             raise ValueError(
                 f"encoder.patch {patch} must divide preprocess.height {size.height} and preprocess.width {size.width}"
             )
+        if self.pretrain.target == "hog" and patch % 2:
+            raise ValueError(f"pretrain.target hog halves patches: encoder.patch must be even, is {patch}")
         return self
 
     def digest(self) -> str:

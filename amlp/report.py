@@ -15,6 +15,7 @@ from PIL import Image
 
 from amlp.charts import Band, DotChart, LineChart
 from amlp.errors import ListedError
+from amlp.evaluation.patches import judge
 from amlp.files import read_json, write_text
 from amlp.params import Params
 from amlp.registry.tracking import connect, flatten, resolve_uri
@@ -129,7 +130,8 @@ def _context(params: Params, root: Path) -> dict[str, Any]:
         **_results(summary, confidence),
         "overlays": _pictures(root / "evaluation/overlays", {k: (*v, v[1]) for k, v in _OVERLAYS.items()}),
         "pretraining": _pretraining(params, root),
-        "pictures": _pictures(root / "models/encoder/pictures", _PRETRAINING_PICTURES),
+        "pictures": _pictures(root / "models/encoder/pictures", _pretraining_pictures(params)),
+        "scores": _scores(root / "data/shards/metrics.json"),
         "diagnostics": _diagnostics(root / "models/encoder/diagnostics.csv"),
         "finetuning": _finetuning(root),
         "charts": _charts(root, summary),
@@ -305,6 +307,17 @@ def _pretraining(params: Params, root: Path) -> str:
     return f"{text}, {_duration(last['seconds'])}."
 
 
+def _pretraining_pictures(params: Params) -> dict[str, tuple[str, str, str]]:
+    if params.pretrain.target != "hog":
+        return _PRETRAINING_PICTURES
+    title, _, alt = _PRETRAINING_PICTURES["reconstructions"]
+    caption = (
+        "What the encoder saw of training images, and how strong the gradients are that it was to predict and that it "
+        "predicted, in each quarter of a patch."
+    )
+    return _PRETRAINING_PICTURES | {"reconstructions": (title, caption, alt)}
+
+
 def _finetuning(root: Path) -> str:
     sentences = []
     for name, words in (("segmenter", "From the pre-trained encoder"), ("scratch", "From scratch")):
@@ -320,6 +333,15 @@ def _finetuning(root: Path) -> str:
     return " ".join(sentences)
 
 
+def _scores(file: Path) -> dict[str, Any] | None:
+    """Judge the lesion scores by the masks of the training split; None without any."""
+    found = read_json(file).get("scores") if file.is_file() else None
+    if not found:
+        return None
+    text, warning = judge(found)
+    return {"text": f"{text} {warning}" if warning else text, "warn": warning is not None}
+
+
 def _diagnostics(file: Path) -> dict[str, Any] | None:
     """Judge the method's premises by the last fifth of the epochs; None without masks to judge by."""
     if not file.is_file():
@@ -330,16 +352,6 @@ def _diagnostics(file: Path) -> dict[str, Any] | None:
         return None
     late = table.tail(max(1, len(table) // 5)).mean(numeric_only=True)
     lines = []
-    enrichment, recall = table["score_enrichment"].iloc[0], table["score_recall"].iloc[0]
-    if math.isfinite(enrichment):
-        lines.append(
-            {
-                "text": f"The lesion scores find {recall:.0%} of the true lesion patches. Among the patches that they "
-                f"pick, lesion is {enrichment:.1f} times as frequent as in the whole image"
-                + ("." if enrichment > 1 else ": no better than chance, so MPS can't help on this data set."),
-                "warn": enrichment <= 1,
-            }
-        )
     masked = late["masked_lesion_share"] - late["masked_background_share"]
     if math.isfinite(masked):
         lines.append(
@@ -406,10 +418,31 @@ def _charts(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
             x, {"loss": pretraining["loss"].tolist(), "squared error": pretraining["reconstruction"].tolist()}, "loss"
         ),
         "ratio": lines(x, {"masking ratio": pretraining["ratio"].tolist()}, "masking ratio"),
+        "probe": _probe_chart(root / "models/encoder"),
         "validation": lines(epochs, training_lines("val_dsc"), "validation DSC", marks=kept),
         "finetuning": lines(epochs, training_lines("loss"), "training loss"),
         "cases": Markup(_cases_chart(root, summary)),
     }
+
+
+def _probe_chart(encoder: Path) -> Any:
+    """The linear probe of the encoder over the epochs; None without masks to probe by."""
+    from markupsafe import Markup
+
+    file = encoder / "diagnostics.csv"
+    table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    if "probe_auc" not in table or table["probe_auc"].isna().all():
+        return None
+    lines = {"in training": table["probe_auc"].tolist()}
+    described = f"in training: {_ends(lines['in training'])}"
+    untrained = (read_json(encoder / "metrics.json") if (encoder / "metrics.json").is_file() else {}).get(
+        "probe_auc_untrained"
+    )
+    if untrained is not None:
+        lines["untrained"] = [untrained] * len(table)
+        described += f"; untrained: {untrained:.3g}"
+    label = "AUC of lesion patches"
+    return Markup(LineChart(table["epoch"].tolist(), lines, label, f"Line chart. {label}; {described}").svg())
 
 
 def _cases_chart(root: Path, summary: Mapping[str, Any]) -> str:

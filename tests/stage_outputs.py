@@ -67,7 +67,17 @@ def _write_data(data: Path, labels: tuple[str, ...], random: np.random.Generator
     counts = {split: dict(part["label"].value_counts()) for split, part in index.groupby("split")}
     write_json(
         data / "shards" / "metrics.json",
-        {split: {label: int(count) for label, count in part.items()} for split, part in counts.items()},
+        {
+            **{split: {label: int(count) for label, count in part.items()} for split, part in counts.items()},
+            "scores": {
+                "auc": 0.87,
+                "recall": 0.61,
+                "enrichment": 2.6,
+                "enrichment_low": 2.2,
+                "enrichment_high": 3.1,
+                "images": 14,
+            },
+        },
     )
     write_json(data / "shards" / "stats.json", {**asdict(STATS), "channels": 1, "height": 32, "width": 32})
     index.to_parquet(data / "shards" / "index.parquet")
@@ -107,9 +117,13 @@ def _write_models(models: Path, epochs: int, random: np.random.Generator) -> Non
             "error_background": fall,
             "refine_weight": np.linspace(0, 0.8, epochs),
             "random_images": 3,
+            "probe_auc": np.linspace(0.6, 0.8, epochs),
         }
     ).to_csv(models / "encoder" / "diagnostics.csv", index=False)
-    write_json(models / "encoder" / "metrics.json", {"loss": float(fall[-1]), "seconds": 9.0})
+    write_json(
+        models / "encoder" / "metrics.json",
+        {"loss": float(fall[-1]), "seconds": 9.0, "probe_auc": 0.8, "probe_auc_untrained": 0.61},
+    )
     for name in ("reconstructions", "masks", "scores"):
         _write_picture(models / "encoder" / "pictures" / f"{name}.png", random)
 

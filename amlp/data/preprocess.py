@@ -20,6 +20,7 @@ from amlp.data.groups import Groups, assign_splits, group_cases
 from amlp.data.images import read_image, read_mask, to_model_input, to_model_mask
 from amlp.data.shards import SPLITS, shard_name
 from amlp.errors import UserError
+from amlp.evaluation.patches import PatchTally, as_metrics, judge, lesion_patches
 from amlp.files import atomic_dir, write_json
 from amlp.method.scores import lesion_scores
 from amlp.params import PreprocessParams, ScoreParams
@@ -41,7 +42,8 @@ def preprocess(
     """Write shards, `index.parquet`, `stats.json` and `metrics.json` to `out`; return the metrics.
 
     Images become what the model sees (`to_model_input`); with `colour: auto` in colour if any case has some.
-    Statistics come from the training split alone, and so do the lesion scores.
+    Statistics come from the training split alone, and so do the lesion scores. How well those find lesions is told
+    where training images have masks; nothing depends on it.
 
     Args:
         ingest: folder with the images and masks.
@@ -68,6 +70,7 @@ def preprocess(
         # Sums of whole numbers: exact, so that neither order nor chunk size changes a bit of the statistics.
         total = np.zeros((2, channels), dtype=np.int64)
         guarded = 0
+        found = PatchTally()
         with progress(len(index), "preprocess", "images") as bar:
             for split, number in index[["split", "shard"]].drop_duplicates().itertuples(index=False):
                 cases = index[(index["split"] == split) & (index["shard"] == number)]
@@ -81,12 +84,15 @@ def preprocess(
                         result = lesion_scores(torch.from_numpy(images).float() / 255, params=scores)
                         files.write("scores", start, result.scores.numpy())
                         guarded += int(result.guarded.sum())
+                        _compare(found, cases[start : start + len(images)], result.scores, masks)
                     bar.update(len(images))
                 files.close()
         train_cases = int((index["split"] == "train").sum())
         mean, std = _mean_and_std(total, train_cases * params.height * params.width)
         stats = {"mean": mean, "std": std, "channels": channels, "height": params.height, "width": params.width}
         metrics = {**_metrics(index, manifest, groups), "guarded_share": guarded / train_cases}
+        if figures := found.figures(seed):
+            metrics["scores"] = as_metrics(figures)
         index.to_parquet(folder / "index.parquet", index=False)
         write_json(folder / "stats.json", stats)
         write_json(folder / "metrics.json", metrics)
@@ -151,6 +157,15 @@ def _load(case: Any, ingest: Path, shape: tuple[int, int, int]) -> tuple[NDArray
     return image, to_model_mask(read_mask(ingest / case.mask), height=height, width=width)
 
 
+def _compare(found: PatchTally, cases: pd.DataFrame, scores: torch.Tensor, masks: NDArray[np.uint8]) -> None:
+    """Count what the scores (n, h, w) find of the lesions of those cases that have one."""
+    lesion = (cases["labelled"] & (cases["lesion_fraction"] > 0)).to_numpy(dtype=bool)
+    if lesion.any():
+        values = scores.flatten(1).numpy()[lesion]
+        truth = lesion_patches(masks[lesion], (scores.shape[1], scores.shape[2]))
+        found.add(values, values > 0.5, truth, cases["group"].to_numpy()[lesion])
+
+
 def _mean_and_std(total: NDArray[np.int64], pixels: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel, grey values in 0..1, from sums of values and of squares (2, C)."""
     mean = total[0] / pixels
@@ -201,6 +216,11 @@ def _tell(metrics: dict[str, Any], stats: dict[str, Any], out: Path) -> None:
         )
     if metrics["guarded_share"] > 0:
         print(f"  {metrics['guarded_share']:.1%} of the training images have no lesion category: masked at random")
+    if "scores" in metrics:
+        text, warning = judge(metrics["scores"])
+        print(f"  {text}")
+        if warning:
+            print(f"  warning: {warning}")
     print(
         f"wrote {out}: index.parquet, stats.json and shards of {stats['channels']} x {stats['height']} x "
         f"{stats['width']} images, masks and training scores"

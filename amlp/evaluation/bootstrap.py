@@ -61,7 +61,7 @@ def group_bootstrap(
     np.add.at(counts, group, defined)
 
     means = np.concatenate(
-        [_mean(weights @ sums, weights @ counts) for weights in _resamples(len(names), samples=samples, seed=seed)]
+        [_mean(weights @ sums, weights @ counts) for weights in resamples(len(names), samples=samples, seed=seed)]
     )
     tail = (1.0 - confidence) / 2
     intervals = {}
@@ -115,9 +115,9 @@ def crossed_bootstrap(
     drawn = np.ones((samples, trainings))
     if resample_seeds:
         # Another stream than the groups', and the same for every comparison of as many trainings.
-        drawn = np.concatenate(list(_resamples(trainings, samples=samples, seed=[seed, 1])))
+        drawn = np.concatenate(list(resamples(trainings, samples=samples, seed=[seed, 1])))
     parts, start = [], 0
-    for weights in _resamples(len(names), samples=samples, seed=seed):
+    for weights in resamples(len(names), samples=samples, seed=seed):
         chosen = drawn[start : start + len(weights)]
         start += len(weights)
         parts.append(_mean(((weights @ sums) * chosen).sum(axis=1), ((weights @ counts) * chosen).sum(axis=1)))
@@ -130,7 +130,7 @@ def crossed_bootstrap(
     return Interval(mean=mean, low=float(low), high=float(high), cases=int(defined.any(axis=0).sum()))
 
 
-def _resamples(groups: int, *, samples: int, seed: int | list[int]) -> Iterator[NDArray[np.float64]]:
+def resamples(groups: int, *, samples: int, seed: int | list[int]) -> Iterator[NDArray[np.float64]]:
     """Yield (some samples, groups) float64: how often each group was drawn in each resample."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // groups)

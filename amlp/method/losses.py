@@ -41,6 +41,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 Target = Literal["image", "lowpass", "normalised", "hog"]
 ORIENTATIONS = 9  # Of a histogram of oriented gradients, over half a turn, as in MaskFeat.
+FAINT = 1e-4  # In standard deviations of the training split's grey values; gradients below it are rounding, not edges.
 
 
 def target_width(kind: Target, patch: int, channels: int) -> int:
@@ -54,6 +55,11 @@ def oriented_gradients(images: Tensor, patch: int, *, sigma: float) -> Tensor:
     As in MaskFeat (Wei et al., arXiv 2112.09133), but after a low-pass, for the gradients of speckle are noise. Each
     patch's histograms are divided by their norm; the image's mean norm is added to it, so that patches of nothing
     but noise stay small.
+
+    Args:
+        images: (B, C, H, W), normalised.
+        patch: side of a patch, px, even.
+        sigma: of the low-pass, px.
     """
     smooth = F.pad(gaussian_blur(images, sigma), (1, 1, 1, 1), mode="replicate")
     dx = (smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2
@@ -67,9 +73,24 @@ def oriented_gradients(images: Tensor, patch: int, *, sigma: float) -> Tensor:
     maps = (magnitude.unsqueeze(2) * share).flatten(1, 2)
     target = patchify(F.avg_pool2d(maps, patch // 2), 2)
     norm = target.norm(dim=-1, keepdim=True)
-    floor = norm.mean(dim=1, keepdim=True).clamp_min(1e-6)
+    floor = norm.mean(dim=1, keepdim=True).clamp_min(FAINT)
     # Root of the width: values of about 1, whose error weighs like the other targets'.
     return target / (norm + floor) * target.shape[-1] ** 0.5
+
+
+def gradient_strength(histograms: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """Norm of each quarter's histogram as a picture, (B, 1, H, W), about 0 .. 1; the same scale for every image.
+
+    Args:
+        histograms: (B, L, 4 * ORIENTATIONS * C), of `oriented_gradients` or predicted.
+        patch: side of a patch, px, even.
+        height: H, px.
+        width: W, px.
+    """
+    quarters = unpatchify(histograms, 2, 2 * height // patch, 2 * width // patch).norm(dim=1, keepdim=True)
+    # A patch far above the image's mean, with equal quarters, has quarters of half the root of the width: 1.
+    strength = quarters / (0.5 * histograms.shape[-1] ** 0.5)
+    return strength.repeat_interleave(patch // 2, dim=2).repeat_interleave(patch // 2, dim=3)
 
 
 def reconstruction_target(images: Tensor, patch: int, *, kind: Target, sigma: float) -> Tensor:

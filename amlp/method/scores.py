@@ -109,9 +109,7 @@ def _repeat(images: Tensor, grid: tuple[int, int], params: ScoreParams) -> Tenso
     around = F.pad(images, (1, 1, 1, 1), mode="replicate")
     filled = (around[..., 1:-1, :-2] + around[..., 1:-1, 2:] + around[..., :-2, 1:-1] + around[..., 2:, 1:-1]) / 4
     plain = params.model_copy(update={"centre_prior": 0.0})
-    one, other = (
-        _membership(torch.where(field, images, filled), grid, plain)[0].double() for field in (even, ~even)
-    )
+    one, other = (_membership(torch.where(field, images, filled), grid, plain)[0].double() for field in (even, ~even))
     one, other = (half - half.mean(dim=1, keepdim=True) for half in (one, other))
     return (one * other).sum(dim=1) / (one.norm(dim=1) * other.norm(dim=1)).clamp(min=1e-12)
 

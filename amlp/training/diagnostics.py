@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amlp.data.augment import step_generator
 from amlp.data.shards import ShardedSplit
-from amlp.method.losses import reconstruction_target, unpatchify
+from amlp.method.losses import gradient_strength, reconstruction_target, unpatchify
 from amlp.method.sampling import choose_patches
 from amlp.models.checkpoint import InputStats
 from amlp.models.encoder import EncoderPlan
@@ -53,14 +53,20 @@ class Monitor:
         self.observed = set(np.linspace(0, last, min(_OBSERVATIONS, settings.epochs)).round().astype(int).tolist())
         self.shown = set(np.linspace(0, last, min(_SNAPSHOTS, settings.epochs)).round().astype(int).tolist())
         self.probe = Probe(split, plan=plan, stats=stats, seed=seed, device=device)
+        # The probe's figure of the random initial weights; what training adds is the difference to it.
+        self.untrained = float("nan")
         self.rows: list[dict[str, float]] = []
         self.snapshots: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "snapshots": self.snapshots}
+        return {"untrained": self.untrained, "rows": self.rows, "snapshots": self.snapshots}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.snapshots = state["rows"], state["snapshots"]
+        self.untrained, self.rows, self.snapshots = state["untrained"], state["rows"], state["snapshots"]
+
+    def observe_untrained(self, model: MaskedAutoencoder) -> None:
+        """Look at the model before its first step."""
+        self.untrained = round(self.probe.auc(model.encoder), 6)
 
     @torch.inference_mode()
     def observe(
@@ -83,17 +89,17 @@ class Monitor:
         category = score > 0.5
         noise = torch.rand(len(images), self.plan.patches, generator=step_generator(self.seed, epoch, _NOISE))
         masked, visible = choose_patches(category, noise.to(self.device), ratio=ratio, params=self.settings.mps)
-        pixels, _ = model(images, masked, visible)
+        predicted, _ = model(images, masked, visible)
         target = reconstruction_target(
             images, self.plan.patch, kind=self.settings.target, sigma=self.settings.lowpass_sigma
-        ).gather(1, masked.unsqueeze(-1).expand(-1, -1, pixels.shape[-1]))
-        error = (pixels.float() - target).pow(2).mean(dim=-1)
+        ).gather(1, masked.unsqueeze(-1).expand(-1, -1, predicted.shape[-1]))
+        error = (predicted.float() - target).pow(2).mean(dim=-1)
         hidden = torch.zeros_like(category).scatter(1, masked, True)
         if epoch in self.observed:
             row = self._row(category, hidden, masked, error, ratio=ratio, refined=refined)
             self.rows.append({"epoch": epoch + 1} | row | {"probe_auc": round(self.probe.auc(model.encoder), 6)})
         if epoch in self.shown:
-            snapshot = self._snapshot(images, score, hidden, masked, pixels.float(), ratio=ratio)
+            snapshot = self._snapshot(images, score, hidden, masked, predicted.float(), ratio=ratio)
             self.snapshots.append({"epoch": epoch + 1} | snapshot)
 
     def _row(
@@ -142,29 +148,32 @@ class Monitor:
         return {name: round(float(value), 6) for name, value in row.items()}
 
     def _snapshot(
-        self, images: Tensor, score: Tensor, hidden: Tensor, masked: Tensor, pixels: Tensor, *, ratio: float
+        self, images: Tensor, score: Tensor, hidden: Tensor, masked: Tensor, predicted: Tensor, *, ratio: float
     ) -> dict[str, Any]:
         shown = slice(0, _SHOWN)
         target = reconstruction_target(
             images[shown], self.plan.patch, kind=self.settings.target, sigma=self.settings.lowpass_sigma
         )
-        patches = target.scatter(1, masked[shown].unsqueeze(-1).expand(-1, -1, target.shape[-1]), pixels[shown])
-        whole = unpatchify(patches, self.plan.patch, self.plan.height, self.plan.width)
+        patches = target.scatter(1, masked[shown].unsqueeze(-1).expand(-1, -1, target.shape[-1]), predicted[shown])
         return {
             "ratio": ratio,
             "images": self.images[shown].cpu(),
             "hidden": hidden[shown].cpu(),
             "score": score[shown].cpu(),
-            "target": self._grey(unpatchify(target, self.plan.patch, self.plan.height, self.plan.width)),
-            "reconstruction": self._grey(whole),
+            "target": self._paint(target),
+            "reconstruction": self._paint(patches),
         }
 
-    def _grey(self, images: Tensor) -> Tensor:
-        """Bring model values (B, C, H, W) back to uint8; per-patch normalised ones have no grey level of their own."""
-        if self.settings.target == "normalised":
-            values = images * 0.15 + 0.5
+    def _paint(self, patches: Tensor) -> Tensor:
+        """Show target values (B, L, D) as uint8 (B, C, H, W), or (B, 1, H, W) where they are no pixels."""
+        size = (self.plan.patch, self.plan.height, self.plan.width)
+        if self.settings.target == "hog":
+            values = gradient_strength(patches, *size)
+        elif self.settings.target == "normalised":
+            # Normalised patches have no grey level of their own.
+            values = unpatchify(patches, *size) * 0.15 + 0.5
         else:
             shape = (1, -1, 1, 1)
-            mean, std = (torch.tensor(v, device=images.device).view(shape) for v in (self.stats.mean, self.stats.std))
-            values = images * std + mean
+            mean, std = (torch.tensor(v, device=patches.device).view(shape) for v in (self.stats.mean, self.stats.std))
+            values = unpatchify(patches, *size) * std + mean
         return (values.clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from amlp.files import atomic_file
+from amlp.method.losses import Target
 from amlp.models.encoder import EncoderPlan
 
 _GAP, _HEADER, _SIDE = 6, 26, 168
@@ -69,8 +70,12 @@ def draw_masks(path: Path, snapshots: list[dict[str, Any]], *, plan: EncoderPlan
     _sheet(path, headers, rows)
 
 
-def draw_reconstructions(path: Path, snapshots: list[dict[str, Any]], *, plan: EncoderPlan) -> None:
-    """Image, what the encoder saw of it, what the decoder was to paint and what it painted, at the last snapshot."""
+def draw_reconstructions(path: Path, snapshots: list[dict[str, Any]], *, plan: EncoderPlan, target: Target) -> None:
+    """Image, what the encoder saw of it, what the decoder was to paint and what it painted, at the last snapshot.
+
+    Histograms of gradients are no picture: the snapshot holds their strength, and the headers say so.
+    """
+    painted = ["gradient strength", "predicted strength"] if target == "hog" else ["target", "reconstruction"]
     last = snapshots[-1]
     rows = [
         [
@@ -81,7 +86,7 @@ def draw_reconstructions(path: Path, snapshots: list[dict[str, Any]], *, plan: E
         ]
         for i in range(len(last["images"]))
     ]
-    _sheet(path, ["image", f"seen (ratio {last['ratio']:.2f})", "target", "reconstruction"], rows)
+    _sheet(path, ["image", f"seen (ratio {last['ratio']:.2f})", *painted], rows)
 
 
 def draw_scores(path: Path, snapshots: list[dict[str, Any]], *, plan: EncoderPlan) -> None:

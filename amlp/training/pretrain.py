@@ -8,6 +8,7 @@ One reading direction: settings -> data -> model -> optimizer -> loop -> outputs
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -140,6 +141,8 @@ def _loop(config: dict[str, Any]) -> None:
         first, elapsed, tokens, refined = saved["epoch"], saved["seconds"], saved["tokens"], saved["refined"]
         if worker.rank == 0:
             print(f"Resuming after epoch {first} of {settings.epochs}.", flush=True)
+    elif worker.rank == 0:
+        monitor.observe_untrained(average.model)
     trained = worker.wrap(model)
     started = time.monotonic() - elapsed
 
@@ -315,20 +318,28 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
             "visible_tokens": last["visible_tokens"],
             "seconds": last["seconds"],
         }
+        # Undefined without masks, and then left out: JSON has no NaN.
+        probe = {
+            "probe_auc": end["monitor"]["rows"][-1]["probe_auc"],
+            "probe_auc_untrained": end["monitor"]["untrained"],
+        }
+        metrics |= {name: value for name, value in probe.items() if not math.isnan(value)}
         with atomic_dir(out) as folder:
             save_encoder(folder / "encoder.pt", model.encoder, inputs)
             pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
             table = pd.DataFrame(end["steps"], columns=["ratio", "loss", "reconstruction", "rrl", "ccl", "grad_norm"])
             table.rename_axis("step").to_csv(folder / "steps.csv")
             pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
-            pd.DataFrame(end["monitor"]["rows"]).to_csv(folder / "diagnostics.csv", index=False)
+            # DVC's plots leave out "nan", and take an empty cell for 0.
+            pd.DataFrame(end["monitor"]["rows"]).to_csv(folder / "diagnostics.csv", index=False, na_rep="nan")
             # An encoder that was trained without categories brings none.
             used = settings.mps.enabled or settings.ccl.enabled
             np.save(folder / SCORES, end["scores"].numpy() * np.float32(used))
             write_json(folder / "metrics.json", metrics)
             (folder / "pictures").mkdir()
             draw_masks(folder / "pictures" / "masks.png", end["monitor"]["snapshots"], plan=plan)
-            draw_reconstructions(folder / "pictures" / "reconstructions.png", end["monitor"]["snapshots"], plan=plan)
+            draw_reconstructions(folder / "pictures" / "reconstructions.png", end["monitor"]["snapshots"], plan=plan,
+                                 target=settings.target)  # fmt: skip
             draw_scores(folder / "pictures" / "scores.png", end["monitor"]["snapshots"], plan=plan)
         training.discard()
     print(f"Wrote {out}: encoder after {last['step']} steps, reconstruction error {metrics['reconstruction']:.4f}.")

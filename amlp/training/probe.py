@@ -23,6 +23,8 @@ _RIDGE = 0.03
 class Probe:
     """Fits on some labelled images, scores on others; no group is in both.
 
+    `fitted` and `scored` are their row numbers in the split.
+
     Args:
         split: the training split.
         seed: of the choice of images.
@@ -34,30 +36,34 @@ class Probe:
         index = split.index.reset_index(drop=True)
         index = index[index["labelled"] & (index["lesion_fraction"] > 0)]
         groups = np.random.default_rng(seed).permutation(np.sort(index["group"].unique()))
+        # In the random order of their groups: rows are sorted by name, and the first ones may all have one label.
+        place = index["group"].map({group: number for number, group in enumerate(groups)}).sort_values(kind="stable")
         # A quarter of few groups fits, the others score.
-        cut = max(1, len(groups) // 4)
-        fitted, scored = (index.index[index["group"].isin(part)].to_numpy() for part in (groups[:cut], groups[cut:]))
-        self.usable = len(fitted) > 0 and len(scored) > 0
-        self.fitted, self.scored = min(len(fitted), _FITTED), min(len(scored), _SCORED)
-        rows = np.concatenate([fitted[: self.fitted], scored[: self.scored]])
+        first = place < max(1, len(groups) // 4)
+        self.fitted = place.index[first].to_numpy()[:_FITTED]
+        self.scored = place.index[~first].to_numpy()[:_SCORED]
+        rows = np.concatenate([self.fitted, self.scored])
         self.images = stats.normalise(torch.from_numpy(split.images(rows)).to(device))
         masks = torch.from_numpy(split.masks(rows)).to(device).float().unsqueeze(1)
         self.lesion = F.avg_pool2d(masks, plan.patch).flatten(1) >= 0.5
+        halves = (self.lesion[: len(self.fitted)], self.lesion[len(self.fitted) :])
+        self.usable = all(bool(half.any()) and not bool(half.all()) for half in halves)
 
     @torch.inference_mode()
     def auc(self, encoder: Encoder) -> float:
         """Area under the ROC curve of lesion patches, 0 .. 1, over the images that were not fitted.
 
         The probe is a ridge regression on the last block's features in which both kinds of patches weigh the same.
-        NaN without labelled images, or where a kind is missing.
+        NaN without labelled images, or where a kind is missing among those that fit or those that score.
         """
         if not self.usable:
             return float("nan")
         layer = [encoder.plan.depth - 1]
         maps = [encoder.features(batch, layer)[0].flatten(2).mT for batch in self.images.split(_BATCH)]
         features = torch.cat(maps).double()
-        fitted, scored = features[: self.fitted].flatten(0, 1), features[self.fitted :].flatten(0, 1)
-        target, truth = self.lesion[: self.fitted].flatten(), self.lesion[self.fitted :].flatten()
+        count = len(self.fitted)
+        fitted, scored = features[:count].flatten(0, 1), features[count:].flatten(0, 1)
+        target, truth = self.lesion[:count].flatten(), self.lesion[count:].flatten()
         share = target.double().mean()
         weight = torch.where(target, 0.5 / share, 0.5 / (1 - share))
         mean = (weight[:, None] * fitted).mean(dim=0)

@@ -121,7 +121,7 @@ def test_every_picture_has_words_for_those_who_cannot_see_it(written: tuple[str,
     _, page = written
     charts = page.all("svg")
     assert len(page.all("img")) == 6 and all(image["alt"] for image in page.all("img"))
-    assert len(charts) == 7 and all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
+    assert len(charts) == 8 and all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
     assert page.all("html")[0]["lang"] == "en"
 
 
@@ -166,12 +166,28 @@ def test_failed_premise_is_said(root: Path) -> None:
     table = pd.read_csv(file)
     table.assign(error_lesion=2 * table["error_background"]).to_csv(file, index=False)
     text = write(root)[1].text
+    assert "find 61% of the lesion patches; lesion is 2.60 times as frequent" in text
     assert "Lesion patches are harder to reconstruct than background: 2.00 times" in text
     assert "premise" not in text and "no better than chance" not in text
-    table.assign(error_lesion=0.8 * table["error_background"], score_enrichment=0.9).to_csv(file, index=False)
+    table.assign(error_lesion=0.8 * table["error_background"]).to_csv(file, index=False)
+    metrics = read_json(root / "data/shards/metrics.json")
+    metrics["scores"] |= {"enrichment": 1.1, "enrichment_low": 0.9, "enrichment_high": 1.3}
+    write_json(root / "data/shards/metrics.json", metrics)
     text = write(root)[1].text
     assert "the premise of RRL and CCL fails" in text
-    assert "no better than chance" in text
+    assert "no better than chance" in text and "pretrain.mps.enabled" in text
+    del metrics["scores"]
+    write_json(root / "data/shards/metrics.json", metrics)
+    assert "Do the scores find lesions?" not in write(root)[1].text
+
+
+def test_the_probe_stands_beside_what_it_was_before_training(root: Path, written: tuple[str, Page]) -> None:
+    [chart] = [svg for svg in written[1].all("svg") if "AUC of lesion patches" in (svg["aria-label"] or "")]
+    assert "in training: 0.6 at first, 0.8 at last; untrained: 0.61" in (chart["aria-label"] or "")
+    file = root / "models/encoder/diagnostics.csv"
+    pd.read_csv(file).assign(probe_auc=np.nan).to_csv(file, index=False)
+    text, page = write(root)
+    assert "AUC of lesion patches" not in text and len(page.all("svg")) == 7
 
 
 def test_page_without_what_is_optional(root: Path) -> None:

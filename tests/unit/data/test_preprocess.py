@@ -186,3 +186,41 @@ def test_wrong_input_is_told(tmp_path: Path) -> None:
         run(tmp_path / "size", cases(9), params=PreprocessParams(height=18, width=32))
     with pytest.raises(UserError, match="each split needs one"):
         run(tmp_path / "few", cases(4))
+
+
+def discs(count: int, *, dark: bool) -> dict[str, dict[str, Any]]:
+    """Noisy pictures of their own, each with a disc; a case a group, the last two without a mask."""
+    made = {}
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        y, x = np.mgrid[:64, :64]
+        mask = (y - rng.integers(20, 44)) ** 2 + (x - rng.integers(20, 44)) ** 2 < 64
+        image = np.clip(scene(number, 64, 64) * 0.2 + 110 + (-80 if dark else 80) * mask, 0, 255).astype(np.uint8)
+        made[f"case_{number:02d}"] = {"image": image, "mask": None if number >= count - 2 else mask}
+    return made
+
+
+@pytest.mark.parametrize("dark", [True, False])
+def test_it_tells_how_well_the_scores_find_lesions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dark: bool
+) -> None:
+    shards = run(tmp_path, discs(24, dark=dark), PreprocessParams(height=32, width=32))
+    found, printed = read_json(shards / "metrics.json")["scores"], capsys.readouterr().out
+    train = ShardedSplit.open(shards, "train")
+    rows = np.flatnonzero(train.index["labelled"])
+    selected = train.scores(rows) > 0.5
+    lesion = train.masks(rows).reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)) >= 0.3
+    assert found["images"] == len(rows)
+    assert found["recall"] == pytest.approx(selected[lesion].mean(), abs=1e-6)
+    assert found["enrichment"] == pytest.approx(lesion[selected].mean() / lesion.mean(), abs=1e-6)
+    # The polarity is `dark`: bright lesions are not found, and that is said.
+    assert (found["enrichment_low"] > 1) == dark and found["enrichment_low"] <= found["enrichment"]
+    assert f"find {found['recall']:.0%} of the lesion patches" in printed
+    warnings = [line for line in printed.splitlines() if line.startswith("  warning:")]
+    assert len(warnings) == (0 if dark else 1)
+    assert dark or "scores.polarity" in warnings[0]
+
+
+def test_without_lesions_it_tells_nothing_of_the_scores(tmp_path: Path) -> None:
+    made = {name: case | {"mask": np.zeros((64, 64), bool)} for name, case in discs(12, dark=True).items()}
+    assert "scores" not in read_json(run(tmp_path, made) / "metrics.json")

@@ -1,15 +1,24 @@
+import math
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amlp.method.losses import (
+    FAINT,
+    ORIENTATIONS,
+    Target,
     category_consistency,
     gaussian_blur,
+    gradient_strength,
+    oriented_gradients,
     patchify,
     ramp,
     reconstruction_target,
     relative_weights,
+    target_width,
     unpatchify,
 )
 
@@ -137,3 +146,89 @@ def test_normalised_target_has_mean_zero_and_unit_variance():
 def test_ramp_rises_from_zero_to_one():
     assert [ramp(u, 0.25, 0.5) for u in (0.0, 0.25, 0.375, 0.5, 1.0)] == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert ramp(0.0, 0.0, 0.0) == 1.0
+
+
+def grating(angle, *, size=48, period=12.0, contrast=1.0):
+    """A wave whose gradient points along `angle`, in radians: (1, 1, size, size)."""
+    y, x = torch.meshgrid(torch.arange(float(size)), torch.arange(float(size)), indexing="ij")
+    phase = (x * math.cos(angle) + y * math.sin(angle)) / period
+    return contrast * torch.sin(2 * math.pi * phase)[None, None]
+
+
+def main_bin(images):
+    """The middle of the histogram of an image's gradients, in bins; half a turn is all of them."""
+    histogram = oriented_gradients(images, 8, sigma=1.0).view(-1, ORIENTATIONS).sum(dim=0)
+    turn = 2 * math.pi * torch.arange(ORIENTATIONS) / ORIENTATIONS
+    angle = math.atan2((histogram * turn.sin()).sum(), (histogram * turn.cos()).sum())
+    return angle / (2 * math.pi) * ORIENTATIONS % ORIENTATIONS
+
+
+@given(
+    c=st.integers(1, 3), rows=st.integers(1, 4), columns=st.integers(1, 4), half=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_gradients_have_the_width_that_is_told_and_are_finite(c, rows, columns, half, seed):
+    patch = 2 * half
+    images = torch.randn(2, c, rows * patch, columns * patch, generator=generator(seed))
+    target = reconstruction_target(images, patch, kind="hog", sigma=2.0)
+    assert target.shape == (2, rows * columns, target_width("hog", patch, c))
+    assert torch.isfinite(target).all() and target.min() >= 0
+    assert target.norm(dim=-1).max() < target.shape[-1] ** 0.5, "no patch is stronger than its width allows"
+
+
+@pytest.mark.parametrize("kind", get_args(Target))
+def test_each_target_has_the_width_that_is_told(kind):
+    images = torch.rand(2, 3, 16, 24, generator=generator(0))
+    assert reconstruction_target(images, 8, kind=kind, sigma=2.0).shape == (2, 6, target_width(kind, 8, 3))
+
+
+@given(grey=st.floats(-5, 5))
+def test_an_image_of_one_grey_has_no_gradients(grey):
+    target = oriented_gradients(torch.full((1, 2, 32, 32), grey), 8, sigma=2.0)
+    assert target.abs().max() < 0.05
+
+
+@given(angle=st.floats(0, math.pi))
+def test_gradients_turn_with_the_image(angle):
+    found = main_bin(grating(angle))
+    expected = angle / math.pi * ORIENTATIONS
+    away = abs(found - expected) % ORIENTATIONS
+    assert min(away, ORIENTATIONS - away) < 0.35
+    turned = (main_bin(torch.rot90(grating(angle), 1, (2, 3))) - found) % ORIENTATIONS
+    assert turned == pytest.approx(ORIENTATIONS / 2, abs=0.15), "a quarter turn is half of the bins"
+
+
+@given(factor=st.floats(0.05, 20), shift=st.floats(-3, 3), seed=st.integers(0, 10**6))
+def test_gradients_do_not_depend_on_contrast_or_brightness(factor, shift, seed):
+    images = torch.randn(1, 1, 32, 32, generator=generator(seed))
+    target, other = (oriented_gradients(x, 8, sigma=1.0) for x in (images, factor * images + shift))
+    assert torch.allclose(target, other, atol=0.02)
+
+
+def test_below_the_floor_contrast_counts():
+    faint = FAINT * 1e-2 * grating(0.3)
+    assert oriented_gradients(faint, 8, sigma=1.0).norm(dim=-1).max() < 0.1
+
+
+def test_faint_noise_beside_a_strong_edge_stays_small():
+    images = 0.01 * torch.randn(1, 1, 64, 64, generator=generator(1))
+    images[..., 36:] += 2.0  # an edge through the fifth column of patches
+    norm = oriented_gradients(images, 8, sigma=2.0).norm(dim=-1).view(8, 8)
+    assert norm[:, :3].max() < 0.05 * norm[:, 4].min()
+
+
+def test_an_images_gradients_are_its_own():
+    images = torch.randn(5, 2, 32, 48, generator=generator(2)) * torch.logspace(-2, 2, 5).view(-1, 1, 1, 1)
+    together = oriented_gradients(images, 8, sigma=2.0)
+    for i in range(5):
+        assert torch.allclose(oriented_gradients(images[i : i + 1], 8, sigma=2.0)[0], together[i], atol=1e-4)
+
+
+def test_the_strength_of_gradients_is_shown_where_they_are():
+    images = torch.zeros(1, 1, 32, 48)
+    images[..., :12, 26:] = 1.0
+    strength = gradient_strength(oriented_gradients(images, 8, sigma=0.5), 8, 32, 48)
+    assert strength.shape == (1, 1, 32, 48)
+    # Quarters of 4 px: the edge between columns 25 and 26 lies in the seventh, that between rows 11 and 12 in two.
+    assert strength[0, 0, 2, 24:28].min() > 0.3 and strength[0, 0, 10, 40] > 0.3
+    assert strength[0, 0, 20:, :].max() < 0.05 and strength[0, 0, :, :20].max() < 0.05

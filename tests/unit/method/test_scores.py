@@ -75,6 +75,7 @@ def test_scores_that_are_chance_take_the_guard(descriptor: str, polarity: str) -
     trusting = params.model_copy(update={"min_repeat": 0.0, "min_separation": 0.0})
     assert not lesion_scores(noise, params=trusting).guarded.any()
 
+
 def test_a_single_patch_is_no_category() -> None:
     images = torch.full((1, 1, 64, 64), 0.6)
     images[..., 24:32, 24:32] = 0.1

@@ -1,13 +1,19 @@
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from amlp.errors import UserError
+from amlp.data.shards import ShardedSplit
+from amlp.errors import ListedError, UserError
+from amlp.files import read_json
+from amlp.method.losses import Target
 from amlp.models.checkpoint import load_encoder
 from amlp.training.optim import check_finite
-from amlp.training.pretrain import ScoreMaps, pretrain
+from amlp.training.pretrain import ScoreMaps, build_model, pretrain
+from amlp.training.probe import Probe
 from amlp.training.state import TrainingState
 from tests.tiny import settings, write_shards
 
@@ -68,6 +74,24 @@ def test_all_parts_off_trains_too(shards, tmp_path):
     assert set(pd.read_csv(tmp_path / "mae" / "history.csv")["ratio"]) == {0.75}
 
 
+@pytest.mark.parametrize("target", get_args(Target))
+def test_every_target_trains_and_is_shown(shards, tmp_path, target):
+    params = settings(pretrain={"epochs": 2, "target": target})
+    metrics = pretrain(params=params, shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
+    assert np.isfinite(metrics["loss"])
+    rows = pd.read_csv(tmp_path / "encoder" / "diagnostics.csv")
+    assert np.isfinite(rows[["error_lesion", "error_background"]].to_numpy()).all()
+    with Image.open(tmp_path / "encoder" / "pictures" / "reconstructions.png") as picture:
+        columns = np.asarray(picture.convert("L"))[26:].reshape(-1, picture.width)
+    shown = columns[:, -picture.width // 4 :]
+    assert shown.std() > 5, "the last column shows something"
+
+
+def test_an_odd_patch_has_no_quarters():
+    with pytest.raises(ListedError, match=r"encoder\.patch must be even, is 3"):
+        settings(encoder={"patch": 3}, preprocess={"height": 48, "width": 48}, pretrain={"target": "hog"})
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_the_training_ends_well(shards, tmp_path, monkeypatch):
     """One poisoned batch in the last epoch: its loss is not finite, the weights and the figures are."""
     import amlp.training.pretrain as module
@@ -97,6 +121,51 @@ def test_the_same_training_twice_at_once_is_refused(shards, tmp_path):
         pass
 
 
+def test_an_interrupted_training_tells_the_same_as_an_uninterrupted_one(shards, trained, tmp_path, monkeypatch):
+    import amlp.training.pretrain as module
+
+    calls, real = [], module.views
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        # The third of four epochs of three steps.
+        if len(calls) == 8:
+            raise InterruptedError("a power cut")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "views", interrupted)
+    arguments = {"params": settings(), "shards": shards, "out": tmp_path / "encoder", "state": tmp_path / "state"}
+    with pytest.raises(Exception, match="a power cut"):
+        pretrain(**arguments)
+    assert not (tmp_path / "encoder").exists()
+    metrics = pretrain(**arguments)
+    assert len(calls) == 8 + 6, "it went on after the second epoch"
+    expected = read_json(trained / "metrics.json")
+    assert 0 < expected["probe_auc_untrained"] < 1 and 0 < expected["probe_auc"] < 1
+    assert metrics | {"seconds": 0} == expected | {"seconds": 0}
+    for file in ("encoder.pt", "diagnostics.csv", "scores.npy"):
+        assert (tmp_path / "encoder" / file).read_bytes() == (trained / file).read_bytes(), file
+
+
+def test_the_scores_after_refinement_are_kept(shards, trained):
+    scores = np.load(trained / "scores.npy")
+    clusters = ShardedSplit.open(shards, "train").scores(np.arange(18))
+    assert scores.shape == clusters.shape == (18, 4, 4) and scores.dtype == np.float32
+    assert scores.min() >= 0 and scores.max() <= 1 and not np.array_equal(scores, clusters)
+
+
+def test_the_probe_is_that_of_the_first_and_the_last_weights(shards, trained):
+    rows, metrics = pd.read_csv(trained / "diagnostics.csv"), read_json(trained / "metrics.json")
+    assert metrics["probe_auc"] == rows["probe_auc"].iloc[-1]
+    encoder, inputs = load_encoder(trained / "encoder.pt")
+    split = ShardedSplit.open(shards, "train")
+    probe = Probe(split, plan=encoder.plan, stats=inputs, seed=settings().seed, device=torch.device("cpu"))
+    assert probe.auc(encoder) == pytest.approx(metrics["probe_auc"], abs=1e-5)
+    torch.manual_seed(settings().seed)
+    untrained = build_model(encoder.plan, settings().pretrain).encoder
+    assert probe.auc(untrained) == pytest.approx(metrics["probe_auc_untrained"], abs=1e-5)
+
+
 def test_training_without_any_mask_works(tmp_path):
     shards = write_shards(tmp_path / "shards")
     index = pd.read_parquet(shards / "index.parquet")
@@ -105,7 +174,8 @@ def test_training_without_any_mask_works(tmp_path):
     params = settings(pretrain={"epochs": 1})
     pretrain(params=params, shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
     rows = pd.read_csv(tmp_path / "encoder" / "diagnostics.csv")
-    assert "masked_ratio" not in rows
+    assert "masked_ratio" not in rows and rows["probe_auc"].isna().all()
+    assert not [name for name in read_json(tmp_path / "encoder" / "metrics.json") if name.startswith("probe")]
 
 
 def test_a_patch_that_does_not_divide_the_images_is_refused(shards, tmp_path):
