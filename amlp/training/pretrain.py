@@ -91,7 +91,8 @@ def _refined_categories(model: MaskedAutoencoder, split: ShardedSplit, stats: In
         for chunk in np.array_split(mine, max(1, -(-len(mine) // 64))):
             images = stats.normalise(torch.from_numpy(split.images(chunk)).to(worker.device))
             maps = model.categories(images).view(-1, 1, rows, columns)
-            result[chunk] = F.interpolate(maps, size=grid, mode="area")[:, 0].cpu()
+            # The scores' patches may be smaller or larger than the encoder's.
+            result[chunk] = F.interpolate(maps, size=grid, mode="bilinear", antialias=True)[:, 0].cpu()
     return worker.sum(result).cpu().numpy()
 
 
