@@ -83,7 +83,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         shards=args.shards,
         segmenter=args.segmenter,
         scratch=None if args.no_scratch else args.scratch,
-        out=args.out,
+        # Another folder: register and report take what stands in `evaluation` for scores on the test split.
+        out=args.out or Path("evaluation" if args.split == "test" else f"evaluation-{args.split}"),
+        split=args.split,
+        label_fraction=params.finetune.label_fraction,
     )
 
 
@@ -225,7 +228,14 @@ def build_parser() -> argparse.ArgumentParser:
     path(evaluate, "--segmenter", "models/segmenter", "what finetune wrote")
     path(evaluate, "--scratch", "models/scratch", "what finetune --from-scratch wrote")
     evaluate.add_argument("--no-scratch", action="store_true", help="there is no model trained from scratch")
-    path(evaluate, "--out", "evaluation", "folder to write")
+    evaluate.add_argument(
+        "--split",
+        choices=("test", "unused"),
+        default="test",
+        help="score on the test split, or on the training images whose masks fine-tuning did not see, by "
+        "finetune.label_fraction and seed (default: test)",
+    )
+    path(evaluate, "--out", None, "folder to write (default: evaluation, or evaluation-unused for --split unused)")
 
     register = stage("register", _register, "record the run and both models in MLflow")
     path(register, "--root", ".", "folder that holds data/, models/ and evaluation/")

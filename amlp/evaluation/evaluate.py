@@ -1,5 +1,9 @@
 """Stage `evaluate`: score the segmenter, its from-scratch twin and the threshold baseline on the test split.
 
+    amlp evaluate                   # the test split
+    amlp evaluate --split unused    # training images whose masks fine-tuning didn't see: settings can be tried on
+                                    # these, and the test split stays untouched
+
 Masks are predicted and compared at the images' native size, one image at a time.
 """
 
@@ -11,26 +15,30 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from amlp.data.images import read_image, read_mask
+from amlp.data.labels import labelled_subset, unused_labels
 from amlp.data.shards import ShardedSplit
 from amlp.errors import UserError
 from amlp.evaluation.bootstrap import group_bootstrap
 from amlp.evaluation.metrics import RULE, score_case
 from amlp.evaluation.overlays import Example, draw_overlays, select_examples
 from amlp.evaluation.threshold import Threshold, best_threshold
-from amlp.files import atomic_dir, write_json
+from amlp.files import atomic_dir, read_json, write_json
 from amlp.models.predictor import Predictor
 from amlp.params import EvaluateParams
 from amlp.progress import progress
 
 # A raw image, (H, W) or (H, W, 3), to its mask, (H, W) 0/1.
 Predict = Callable[[NDArray[Any]], NDArray[Any]]
+Split = Literal["test", "unused"]
+# As text names the images.
+SPLITS: dict[Split, str] = {"test": "test images", "unused": "training images whose masks fine-tuning did not see"}
 
 # Figure in the summary -> its line in the printed table.
 FIGURES = {
@@ -55,35 +63,65 @@ def evaluate(
     segmenter: Path,
     scratch: Path | None,
     out: Path,
+    split: Split = "test",
+    label_fraction: float = 1.0,
 ) -> dict[str, Any]:
     """Score trained models and the baseline; write the evaluation folder.
 
     Args:
         params: bootstrap settings.
-        seed: of the bootstrap.
+        seed: of the bootstrap; for `unused` the one that fine-tuning had.
         ingest: folder of the native-size images and masks.
         shards: folder with the index of the splits and the training shards.
         segmenter: folder that holds `segmenter.pt`.
         scratch: the same of the model trained from scratch, if there is one.
         out: the evaluation folder, see `evaluate_models`.
+        split: what to score on.
+        label_fraction: share of the labels that the models were fine-tuned on; for `unused`.
 
     Returns:
         The content of `summary.json`.
 
     Raises:
-        UserError: a model or an image is missing or unreadable, or no test case has a mask.
+        UserError: a model or an image is missing or unreadable, or there is no case to score on.
     """
     folders = {"segmenter": segmenter} | ({} if scratch is None else {"scratch": scratch})
     models: dict[str, Predict] = {
         name: Predictor.load(folder / "segmenter.pt").mask for name, folder in folders.items()
     }
-    return evaluate_models(models, params=params, seed=seed, ingest=ingest, shards=shards, out=out)
+    if split == "unused":
+        for folder in folders.values():
+            _check_labels(folder, shards, label_fraction, seed)
+    return evaluate_models(
+        models, params=params, seed=seed, ingest=ingest, shards=shards, out=out, split=split,
+        label_fraction=label_fraction,
+    )  # fmt: skip
+
+
+def _check_labels(folder: Path, shards: Path, fraction: float, seed: int) -> None:
+    """Refuse parameters that are not those of the fine-tuning: images would count as unused that were trained on."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        raise UserError(
+            f"{file}: not found, so it is not known how many masks {folder} was trained on; fine-tune again."
+        )
+    trained = read_json(file)["labelled_images"]
+    expected = len(labelled_subset(ShardedSplit.open(shards, "train").index, fraction, seed))
+    if trained != expected:
+        raise UserError(
+            f"{file}: trained on {trained} images with a mask, expected {expected} by finetune.label_fraction "
+            f"{fraction:g} and seed {seed}; evaluate with the parameters of the fine-tuning."
+        )
 
 
 def evaluate_models(
-    models: Mapping[str, Predict], *, params: EvaluateParams, seed: int, ingest: Path, shards: Path, out: Path
-) -> dict[str, Any]:
+    models: Mapping[str, Predict], *, params: EvaluateParams, seed: int, ingest: Path, shards: Path, out: Path,
+    split: Split = "test", label_fraction: float = 1.0,
+) -> dict[str, Any]:  # fmt: skip
     """Score any predictors, and the threshold baseline beside them, on the test split.
+
+    Or on the `unused` images: those of the training split whose masks a fine-tuning on `label_fraction` of the labels
+    with this seed doesn't see. The baseline is then fitted on the masks that it does see.
 
     Writes cases.csv (a row a model and image), summary.json, metrics.json (flat), dsc_histogram.csv (images with a
     lesion in each twentieth of DSC) and overlays/{best,median,worst}.png, chosen by the first model's DSC.
@@ -92,39 +130,49 @@ def evaluate_models(
         The content of `summary.json`.
 
     Raises:
-        UserError: an image is missing or unreadable, or no test or training case has a mask.
+        UserError: an image is missing or unreadable, no test or training case has a mask, or none is unused.
     """
-    test = ShardedSplit.open(shards, "test").index
-    test = test[test["labelled"]].sort_values("case_id")
-    if test.empty:
-        raise UserError(f"{shards / 'index.parquet'}: no test case has a mask; add masks, or raise test_fraction.")
-    threshold = best_threshold(_training_batches(shards))
+    train = ShardedSplit.open(shards, "train")
+    fitted = np.flatnonzero(train.index["labelled"].to_numpy(dtype=bool))
+    if split == "unused":
+        test = train.index.iloc[unused_labels(train.index, label_fraction, seed)].sort_values("case_id")
+        fitted = labelled_subset(train.index, label_fraction, seed)
+    else:
+        test = ShardedSplit.open(shards, "test").index
+        test = test[test["labelled"]].sort_values("case_id")
+        if test.empty:
+            raise UserError(f"{shards / 'index.parquet'}: no test case has a mask; add masks, or raise test_fraction.")
+    threshold = best_threshold(_batches(train, fitted))
     models = {**models, "threshold": threshold.mask}
-    cases, digest = score_cases(models, test=test, ingest=ingest)
-    summary = _summarise(cases, params=params, seed=seed, threshold=threshold, digest=digest)
+    cases, digest = score_cases(models, test=test, ingest=ingest, split=split)
+    summary = _summarise(cases, params=params, seed=seed, threshold=threshold, digest=digest, split=split)
 
     with atomic_dir(out) as folder:
         cases.to_csv(folder / "cases.csv", index=False, lineterminator="\n")
         write_json(folder / "summary.json", summary)
         write_json(folder / "metrics.json", _flatten(summary))
         _dsc_histogram(cases).to_csv(folder / "dsc_histogram.csv", index=False, lineterminator="\n")
-        _write_overlays(folder / "overlays", models, cases=cases, test=test, ingest=ingest)
+        _write_overlays(folder / "overlays", models, cases=cases, test=test, ingest=ingest, split=split)
     print(_table(summary))
     print(f"wrote {out}: cases.csv, summary.json, metrics.json, dsc_histogram.csv, overlays/*.png")
     return summary
 
 
-def score_cases(models: Mapping[str, Predict], *, test: pd.DataFrame, ingest: Path) -> tuple[pd.DataFrame, str]:
+def score_cases(
+    models: Mapping[str, Predict], *, test: pd.DataFrame, ingest: Path, split: Split = "test"
+) -> tuple[pd.DataFrame, str]:
     """Score models image by image.
 
     Args:
         models: name -> function from a raw image to a mask of its size.
         test: rows of the shards' index.
         ingest: folder that the rows' paths start from.
+        split: what the rows are.
 
     Returns:
-        The table of cases.csv, ordered by model and row, and the hash of the test split: SHA-256 over the sorted case
+        The table of cases.csv, ordered by model and row, and the hash of the scored split: SHA-256 over the sorted case
         ids and the *decoded* pixels of image and mask, so that another PNG encoder doesn't make another test split.
+        No other split has the hash of a test split, though it held the same images.
 
     Raises:
         UserError: a file is missing or unreadable, or an image and its mask differ in size.
@@ -149,7 +197,8 @@ def score_cases(models: Mapping[str, Predict], *, test: pd.DataFrame, ingest: Pa
                     }
                 )
             bar.update()
-    digest = hashlib.sha256(json.dumps(sorted(digests)).encode()).hexdigest()
+    named = sorted(digests) if split == "test" else [split, sorted(digests)]
+    digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()
     return pd.DataFrame([row for name in models for row in rows[name]]), digest
 
 
@@ -165,11 +214,13 @@ def _pixel_digest(pixels: NDArray[Any]) -> str:
     return hashlib.sha256(head.encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-def _training_batches(shards: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    split = ShardedSplit.open(shards, "train")
-    rows = np.flatnonzero(split.index["labelled"].to_numpy(dtype=bool))
+def _batches(
+    split: ShardedSplit, rows: NDArray[np.integer[Any]]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     if not len(rows):
-        raise UserError(f"{shards}: no training case has a mask, so there is no threshold to compare with; add masks.")
+        raise UserError(
+            f"{split.shards}: no training case has a mask, so there is no threshold to compare with; add masks."
+        )
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         yield split.images(batch), split.masks(batch)
@@ -185,7 +236,7 @@ def with_figures(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summarise(
-    cases: pd.DataFrame, *, params: EvaluateParams, seed: int, threshold: Threshold, digest: str
+    cases: pd.DataFrame, *, params: EvaluateParams, seed: int, threshold: Threshold, digest: str, split: Split
 ) -> dict[str, Any]:
     """Put each figure's mean and interval together; the paired ones are the first model less each other model."""
     figures = with_figures(cases).set_index(["case_id", "group"])
@@ -210,7 +261,9 @@ def _summarise(
         "train_dsc": threshold.train_dsc,
     }
     return {
+        # What was scored on; the name is that of the usual split.
         "test": {
+            "split": split,
             "cases": len(wide),
             "lesion_cases": int(wide[first]["dsc_lesion"].notna().sum()),
             "groups": int(wide.index.get_level_values("group").nunique()),
@@ -230,7 +283,7 @@ def _null(value: float) -> float | None:
 
 def _flatten(summary: Mapping[str, Any]) -> dict[str, float]:
     """Means by `model_figure`, with the DSC's interval: what `dvc metrics` shows; undefined figures are left out."""
-    flat: dict[str, float | None] = {"test_cases": summary["test"]["cases"]}
+    flat: dict[str, float | None] = {f"{summary['test']['split']}_cases": summary["test"]["cases"]}
     for model, entry in summary["models"].items():
         flat |= {f"{model}_{figure}": entry[figure]["mean"] for figure in FIGURES}
         flat |= {f"{model}_dsc_{end}": entry["dsc"][end] for end in ("low", "high")}
@@ -250,7 +303,7 @@ def _dsc_histogram(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def _write_overlays(
-    folder: Path, models: Mapping[str, Predict], *, cases: pd.DataFrame, test: pd.DataFrame, ingest: Path
+    folder: Path, models: Mapping[str, Predict], *, cases: pd.DataFrame, test: pd.DataFrame, ingest: Path, split: Split
 ) -> None:
     first = next(iter(models))
     dsc = cases.set_index(["model", "case_id"])["dsc"]
@@ -262,14 +315,14 @@ def _write_overlays(
             # Predicted once more: keeping every mask would take memory that grows with the test split.
             predicted = {name: (predict(image), float(dsc[name, case_id])) for name, predict in models.items()}
             examples.append(Example(name=case_id, image=image, truth=truth, predicted=predicted))
-        title = f"{kind.capitalize()} test images with a lesion, by DSC of the {first}"
+        title = f"{kind.capitalize()} {split} images with a lesion, by DSC of the {first}"
         draw_overlays(folder / f"{kind}.png", examples, models=list(models), title=title)
 
 
 def _table(summary: Mapping[str, Any]) -> str:
     test, models = summary["test"], summary["models"]
     lines = [
-        f"test split: {test['cases']} images, {test['lesion_cases']} with a lesion, {test['groups']} groups; "
+        f"{SPLITS[test['split']]}: {test['cases']}, {test['lesion_cases']} with a lesion, {test['groups']} groups; "
         f"mean [{summary['confidence']:.0%} interval, bootstrap over groups]",
         f"{'':26}" + "".join(f"{name:>26}" for name in models),
     ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 import amlp
-from amlp.errors import ListedError
+from amlp.errors import ListedError, UserError
 from amlp.files import read_json, sha256, write_json
 from amlp.params import Params
 from amlp.registry.lineage import Lineage, collect_lineage
@@ -94,12 +94,17 @@ def register(*, params: Params, root: Path, data_md5: str | None = None) -> dict
 
     Raises:
         ListedError: outputs of earlier stages are missing.
-        UserError: MLflow can't be reached.
+        UserError: MLflow can't be reached, or the evaluation is not of the test split.
     """
     if missing := [name for name in _NEEDED if not (root / name).is_file()]:
         raise ListedError(f"register: {root} lacks outputs of earlier stages", missing, "Run them first: `dvc repro`.")
     settings = params.register_
     summary = read_json(root / "evaluation" / "summary.json")
+    if (split := summary["test"].get("split", "test")) != "test":
+        raise UserError(
+            f"{root / 'evaluation/summary.json'}: scores on the split {split!r}, expected the test split's; run "
+            "`amlp evaluate`."
+        )
     lineage = collect_lineage(params=params, root=root, test_hash=summary["test"]["hash"], data_md5=data_md5)
 
     tracking_uri = tracking_address(settings.tracking_uri)

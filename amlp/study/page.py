@@ -42,8 +42,9 @@ def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> N
         parts += ["## Label efficiency", _picture(pictures, "fractions", "DSC against the share of the labels")]
     if "examples" in pictures and other:
         titles = [escape(results.study.title(arm)) for arm in (other, results.study.file.reference)]
-        alt = f"Test images with the true outline and those of {' and '.join(titles)}"
-        parts += ["## Test images", _picture(pictures, "examples", alt)]
+        kind = "Test" if results.scored.split == "test" else "Unused training"
+        alt = f"{kind} images with the true outline and those of {' and '.join(titles)}"
+        parts += [f"## {kind} images", _picture(pictures, "examples", alt)]
     parts += [_cost(results), _diagnostics(results), _limits(results)]
     write_text(page, "\n\n".join(part for part in parts if part) + "\n")
 
@@ -71,8 +72,7 @@ def _head(results: Results, shards: Path) -> str:
         "",
         f"- finished: {finished} of {total} models" + ("" if finished == total else "; **the study is not complete**"),
         f"- data: {counts}",
-        f"- test split: {results.test['cases']} images, {results.test['lesion_cases']} with a lesion, "
-        f"{results.test['groups']} groups, hash `{results.test['hash'][:16]}`",
+        f"- {_scored(results)}",
         f"- code: {_distinct(record['commit'][:12] + _dirty(record['commit']) for record in records)}; "
         f"torch {_distinct(record['torch'] for record in records)}",
         f"- machine: {_distinct(str(record['cores']) for record in records)} CPU cores, "
@@ -83,6 +83,22 @@ def _head(results: Results, shards: Path) -> str:
         names = ", ".join(unit.title for unit in results.stale)
         lines.append(f"- **made by other code, data or models than are here now**, and kept: {escape(names)}")
     return "\n".join(lines)
+
+
+def _scored(results: Results) -> str:
+    """Name the images that cells were scored on."""
+    found = results.scored
+    if found.split == "test":
+        return (
+            f"scored on the test split: {found.cases} images, {found.lesion_cases} with a lesion, {found.groups} "
+            f"groups, hash `{found.hash[:16]}`"
+        )
+    each = f"{found.fewest}" if found.fewest == found.most else f"{found.fewest} to {found.most}"
+    return (
+        "**scored on training images whose masks a model's fine-tuning did not see**, never on the test split: "
+        f"{each} images a model, of {found.cases} in {found.groups} groups ({found.lesion_cases} with a lesion), hash "
+        f"`{found.hash[:16]}`"
+    )
 
 
 def _dirty(commit: str) -> str:
@@ -119,8 +135,11 @@ def _asked(aim: Aim) -> str:
 
 def _how_to_read(results: Results) -> str:
     settings = results.settings
+    images = "test images"
+    if results.scored.split == "unused":
+        images = "the training images that each left unused (others for each seed and share of labels)"
     return (
-        f"Means over seeds and test images with {settings.confidence:.0%} intervals from {settings.bootstrap_samples} "
+        f"Means over seeds and {images} with {settings.confidence:.0%} intervals from {settings.bootstrap_samples} "
         f"resamples. From {ENOUGH_SEEDS} seeds on, groups and seeds are drawn with replacement together; intervals "
         "marked † come from fewer and resample groups alone, so **they lack the randomness of training**. "
         f"{RULE}"
@@ -255,8 +274,7 @@ def _limits(results: Results) -> str:
         "groups would make every interval too narrow.",
         f"Even with {ENOUGH_SEEDS} seeds the randomness of training is known roughly: resampling so few trainings "
         "gives intervals that are somewhat too narrow.",
-        "All arms are compared on the same test split, and many comparisons are on this page: some intervals exclude 0 "
-        "by chance. Settings that were chosen after a look at such a page favour what they were chosen for.",
+        *_limits_of_the_split(results),
         "The epoch is chosen on the whole validation split, whatever share of the training labels is used: a project "
         "with so few labels would have fewer to choose by.",
     ]
@@ -266,6 +284,24 @@ def _limits(results: Results) -> str:
             "the luck of its training alone."
         )
     return "## What these numbers do not show\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _limits_of_the_split(results: Results) -> list[str]:
+    chance = "and many comparisons are on this page: some intervals exclude 0 by chance."
+    if results.scored.split == "test":
+        return [
+            f"All arms are compared on the same test split, {chance} Settings that were chosen after a look at such a "
+            "page favour what they were chosen for."
+        ]
+    return [
+        "These are figures to choose settings by, not to tell how good a model is: what was chosen here is to be "
+        "scored on the test split, which this study did not touch.",
+        "Pre-training saw the scored images, without their masks, and training from scratch did not: arms with "
+        "pre-training may look better here than on new images. Grey values were normalised by these images too.",
+        "Each seed and share of labels leaves other images unused, so figures of different shares are not of the same "
+        "images; differences between arms are, within each seed.",
+        f"Arms are compared on the same images, {chance}",
+    ]
 
 
 def _picture(pictures: dict[str, str], name: str, alt: str) -> str:

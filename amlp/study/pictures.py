@@ -1,4 +1,4 @@
-"""Pictures of a study's page, as PNG: scores with intervals, scores against labels, and test images with outlines."""
+"""Pictures of a study's page, as PNG: scores with intervals, scores against labels, and scored images with outlines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EXAMPLES = 2
 
 
 def draw_scores(path: Path, results: Results) -> None:
-    """Each arm's DSC over all test images: mean, interval, and a small dot a seed; a panel a label fraction."""
+    """Each arm's DSC over all scored images: mean, interval, and a small dot a seed; a panel a label fraction."""
     from matplotlib.figure import Figure
 
     fractions = sorted({cell.fraction for cell in results.cells})
@@ -90,7 +90,7 @@ def draw_fractions(path: Path, results: Results) -> bool:
 
 
 def draw_examples(path: Path, results: Results, *, other: str, ingest: Path, shards: Path) -> Cell | None:
-    """Outlines of the reference arm and another on the test images where they differ most, and least, in DSC.
+    """Outlines of the reference arm and another on the scored images where they differ most, and least, in DSC.
 
     Returns:
         The reference arm's cell that is shown: fewest labels, first seed; None where no such pair of models is there.
@@ -113,7 +113,8 @@ def draw_examples(path: Path, results: Results, *, other: str, ingest: Path, sha
         file = _model(results, cell)
         assert file is not None
         models[results.study.title(cell.arm)] = (Predictor.load(file), table)
-    paths = ShardedSplit.open(shards, "test").index.set_index("case_id")[["image", "mask"]]
+    split = "test" if results.scored.split == "test" else "train"
+    paths = ShardedSplit.open(shards, split).index.set_index("case_id")[["image", "mask"]]
     examples = []
     for case in dict.fromkeys(chosen):
         image, truth = read_image(ingest / paths.loc[case, "image"]), read_mask(ingest / paths.loc[case, "mask"])
@@ -135,7 +136,7 @@ def _model(results: Results, cell: Cell) -> Path | None:
 
 
 def _dsc(results: Results, cell: Cell) -> pd.Series:
-    """DSC of the test images with a lesion, by case id."""
+    """DSC of the scored images with a lesion, by case id."""
     table = results.cases
     chosen = (table["arm"] == cell.arm) & (table["fraction"] == cell.fraction) & (table["seed"] == cell.seed)
     return table[chosen].set_index("case_id")["dsc_lesion"].dropna()

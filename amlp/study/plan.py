@@ -20,6 +20,7 @@ from amlp.params import Count, Params, Section, load_params, parse_params, parse
 from amlp.training.state import run_digest
 
 Kind = Literal["pretrain", "finetune", "score"]
+Scored = Literal["test", "unused"]
 LabelFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=60)]
 # Parameters by dotted name, as in `pretrain.mps.enabled`.
@@ -62,6 +63,9 @@ class StudyFile(Section):
     # Label fraction -> overrides of the section `finetune`, for few labels take more epochs.
     fractions: Annotated[dict[LabelFraction, Overrides], Field(min_length=1)]
     aims: list[Aim] = Field(default_factory=list)
+    # `unused` scores on the training images whose labels a cell's fine-tuning didn't see: settings can be explored
+    # there, and the test split stays untouched for the study that tells what came of it.
+    scored: Scored = "test"
 
 
 class Cell(NamedTuple):
@@ -99,10 +103,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Units in the order in which they are worth running, and the unit that scores each cell."""
+    """Units in the order in which they are worth running, the unit that scores each cell, and on what."""
 
     units: tuple[Unit, ...]
     cells: Mapping[Cell, Unit]
+    scored: Scored = "test"
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,11 @@ def load_study(path: Path) -> Study:
         if aim.fraction not in file.fractions:
             known = ", ".join(f"{fraction:g}" for fraction in file.fractions)
             problems.append(f"aims.{number}.fraction: no fraction {aim.fraction:g}; fractions: {known}")
+    problems += [
+        f"fractions.{fraction:g}: scored: unused needs fractions below 1, for all labels leave no image unused"
+        for fraction in file.fractions
+        if file.scored == "unused" and fraction == 1.0
+    ]
     for name, chosen in file.arms.items():
         if chosen.pretrain and chosen.network != "vit":
             problems.append(f"arms.{name}: network {chosen.network} has nothing to pre-train; set pretrain: false")
@@ -219,7 +229,9 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         digest = run_digest("finetune", *shared, params.finetune.model_dump(), start)
         finetuning = Unit("finetune", *cell, params, pretraining, digest)
         finetuning = units.setdefault(finetuning.name, finetuning)
-        digest = run_digest("score", finetuning.digest, params.evaluate.model_dump())
+        # Named as ever where it is the test split, so that what is finished stays so.
+        where = () if study.file.scored == "test" else (study.file.scored,)
+        digest = run_digest("score", finetuning.digest, params.evaluate.model_dump(), *where)
         scoring = Unit("score", *cell, params, finetuning, digest)
         cells[cell] = units.setdefault(scoring.name, scoring)
-    return Plan(tuple(units.values()), cells)
+    return Plan(tuple(units.values()), cells, study.file.scored)

@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from amlp.errors import UserError
 from amlp.evaluation.bootstrap import Interval, crossed_bootstrap
 from amlp.evaluation.evaluate import with_figures
 from amlp.files import read_json
 from amlp.params import EvaluateParams
-from amlp.study.plan import Aim, Cell, Plan, Study, Unit
+from amlp.study.plan import Aim, Cell, Plan, Scored, Study, Unit
 from amlp.study.store import Made, Store
+from amlp.training.state import run_digest
 
 # From how many trainings on an interval contains what another seed would change.
 ENOUGH_SEEDS = 3
@@ -51,12 +51,26 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class ScoredOn:
+    """The images that cells were scored on: of all cells together, and the fewest and most of a single one."""
+
+    split: Scored
+    cases: int
+    lesion_cases: int
+    groups: int
+    fewest: int
+    most: int
+    # One hash for the test split; one over those of all cells for unused images.
+    hash: str
+
+
+@dataclass(frozen=True)
 class Results:
     """The finished part of a study.
 
     Args:
         cases: rows of all cells' cases.csv with arm, fraction and seed, and all figures as columns.
-        test: `cases`, `lesion_cases`, `groups` and `hash` of the test split.
+        scored: on what; `unused` images differ from cell to cell, unless fraction and seed are the same.
         stale: units whose code, data or input has changed since.
     """
 
@@ -65,7 +79,7 @@ class Results:
     store: Store
     cells: tuple[Cell, ...]
     cases: pd.DataFrame
-    test: Mapping[str, Any]
+    scored: ScoredOn
     records: Mapping[str, Mapping[str, Any]]
     stale: tuple[Unit, ...]
     settings: EvaluateParams
@@ -78,25 +92,24 @@ class Results:
         return [arm for arm in self.study.file.arms if self.seeds(arm, fraction)]
 
     def estimate(self, arm: str, fraction: float, figure: str) -> Estimate:
-        values, groups = self._table(arm, fraction, figure)
-        return self._estimate(values, groups)
+        return self._estimate(self._table(arm, fraction, figure))
 
     def difference(self, better: str, than: str, fraction: float, figure: str) -> Estimate | None:
         """Paired by case and seed, over the seeds that both arms have; None without such."""
         seeds = sorted(set(self.seeds(better, fraction)) & set(self.seeds(than, fraction)))
         if not seeds:
             return None
-        (ours, groups), (theirs, _) = (self._table(arm, fraction, figure) for arm in (better, than))
-        return self._estimate(ours.loc[seeds] - theirs.loc[seeds], groups)
+        ours, theirs = (self._table(arm, fraction, figure).loc[seeds] for arm in (better, than))
+        # Cases that only seeds without a partner were scored on are NaN throughout.
+        return self._estimate(ours - theirs)
 
-    def _table(self, arm: str, fraction: float, figure: str) -> tuple[pd.DataFrame, NDArray[Any]]:
-        """One figure as (seeds, cases), and the group of each case."""
+    def _table(self, arm: str, fraction: float, figure: str) -> pd.DataFrame:
+        """One figure as (seeds, cases); NaN where a seed wasn't scored on a case, or the figure is undefined."""
         chosen = self.cases[(self.cases["arm"] == arm) & (self.cases["fraction"] == fraction)]
-        table = chosen.pivot(index="seed", columns="case_id", values=figure).sort_index(axis=1)
-        groups = chosen.drop_duplicates("case_id").set_index("case_id")["group"].loc[table.columns]
-        return table, groups.to_numpy()
+        return chosen.pivot(index="seed", columns="case_id", values=figure).sort_index(axis=1)
 
-    def _estimate(self, table: pd.DataFrame, groups: NDArray[Any]) -> Estimate:
+    def _estimate(self, table: pd.DataFrame) -> Estimate:
+        groups = self.cases.drop_duplicates("case_id").set_index("case_id")["group"].loc[table.columns].to_numpy()
         values = table.to_numpy(dtype=np.float64)
 
         def interval(*, resample_seeds: bool) -> Interval:
@@ -175,31 +188,51 @@ def collect(study: Study, plan: Plan, store: Store, shards: Path) -> Results:
     """Read all that is finished.
 
     Raises:
-        UserError: nothing is finished, or cells were scored on different test splits.
+        UserError: nothing is finished, or cells were scored on different test splits, or on different unused images
+            although they saw the same labels.
     """
     made = Made.now(shards)
     records = {unit.name: record for unit in plan.units if (record := store.record(unit))}
     cells = tuple(cell for cell, unit in plan.cells.items() if unit.name in records)
     if not cells:
         raise UserError(f"{store.root}: no unit of {study.path} that scores a model is finished; run the study first.")
-    tables, tests = [], {}
+    tables = []
+    tests: dict[tuple[float, int] | None, dict[str, Mapping[str, Any]]] = {}
     for cell in cells:
         folder = store.result(plan.cells[cell])
         summary = read_json(folder / "summary.json")
-        tests[summary["test"]["hash"]] = summary["test"]
+        # What is unused depends on the share of labels and the seed, and on nothing else.
+        same = None if plan.scored == "test" else (cell.fraction, cell.seed)
+        tests.setdefault(same, {})[summary["test"]["hash"]] = summary["test"]
         table = pd.read_csv(folder / "cases.csv", dtype={"case_id": str})
         table = table[table["model"] == "segmenter"]
         tables.append(table.assign(arm=cell.arm, fraction=cell.fraction, seed=cell.seed))
-    if len(tests) > 1:
-        raise UserError(f"{store.root}: cells were scored on {len(tests)} test splits; run with --stale rerun.")
+    if several := [hashes for hashes in tests.values() if len(hashes) > 1]:
+        kind = "test splits" if plan.scored == "test" else "sets of unused images where there should be one"
+        raise UserError(f"{store.root}: cells were scored on {len(several[0])} {kind}; run with --stale rerun.")
+    cases = with_figures(pd.concat(tables, ignore_index=True))
     return Results(
         study=study,
         plan=plan,
         store=store,
         cells=cells,
-        cases=with_figures(pd.concat(tables, ignore_index=True)),
-        test=next(iter(tests.values())),
+        cases=cases,
+        scored=_scored_on(plan.scored, cases, [test for hashes in tests.values() for test in hashes.values()]),
         records=records,
         stale=tuple(unit for unit in plan.units if store.state(unit, made) == "stale"),
         settings=study.params(cells[0].arm, cells[0].fraction, cells[0].seed).evaluate,
+    )
+
+
+def _scored_on(split: Scored, cases: pd.DataFrame, tests: list[Mapping[str, Any]]) -> ScoredOn:
+    images = cases.drop_duplicates("case_id")
+    hashes = sorted(test["hash"] for test in tests)
+    return ScoredOn(
+        split=split,
+        cases=len(images),
+        lesion_cases=int((images["lesion_fraction"] > 0).sum()),
+        groups=int(images["group"].nunique()),
+        fewest=min(test["cases"] for test in tests),
+        most=max(test["cases"] for test in tests),
+        hash=hashes[0] if len(hashes) == 1 else run_digest(*hashes),
     )

@@ -129,6 +129,7 @@ class _Scheduler:
     ) -> None:  # fmt: skip
         self.store, self.made, self.stale, self.record = store, made, stale, record
         self.shards, self.ingest, self.jobs = shards, ingest, jobs
+        self.scored = plan.scored
         self.waiting, self.running = list(plan.units), dict[int, _Job]()
         self.finished, self.failed = set[str](), dict[str, str]()
         self.reasons: dict[str, str] = {}
@@ -193,6 +194,7 @@ class _Scheduler:
         if unit.kind == "score":
             assert source is not None
             arguments += ["--ingest", self.ingest, "--segmenter", source, "--no-scratch"]
+            arguments += ["--split", self.scored]
         return [str(argument) for argument in arguments]
 
     def _end(self, job: _Job, bar: tqdm) -> None:
@@ -229,8 +231,8 @@ class _Scheduler:
         train, val, test = (int(self.images.get(split, 0)) for split in ("train", "val", "test"))
         if unit.kind == "pretrain":
             return unit.params.pretrain.epochs * train
-        if unit.kind == "score":
-            return test
         settings = unit.params.finetune
+        if unit.kind == "score":
+            return test if self.scored == "test" else round((1 - settings.label_fraction) * train)
         validations = -(-settings.epochs // settings.validate_epochs)
         return round(settings.epochs * settings.label_fraction * train) + validations * val

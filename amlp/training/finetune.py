@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amlp.data.augment import apply_views, jitter_intensity, random_views, step_generator
+from amlp.data.labels import labelled_subset
 from amlp.data.shards import ShardedSplit, read_stats
 from amlp.errors import UserError
 from amlp.files import atomic_dir, atomic_file, sha256, write_json
@@ -44,33 +45,6 @@ from amlp.training.usage import Usage
 _VIEWS, _INTENSITY = 2, 3
 # Weight of the image-level loss; the pixels are the task.
 _PRESENCE = 0.5
-
-
-def labelled_subset(index: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
-    """Choose the labelled rows to train on: whole groups, stratified by label.
-
-    Args:
-        index: one split's index, in row order.
-        fraction: share of the labelled groups of each label, above 0 up to 1.
-        seed: of the choice; a larger fraction contains a smaller one's groups.
-
-    Returns:
-        Ascending row numbers.
-    """
-    labelled = index.reset_index(drop=True)
-    labelled = labelled[labelled["labelled"]]
-    if labelled.empty:
-        raise UserError("The training split holds no image with a mask: fine-tuning needs some.")
-    if fraction == 1.0:
-        return labelled.index.to_numpy().copy()
-    generator = np.random.default_rng(seed)
-    group_label = labelled.groupby("group")["label"].agg(lambda values: values.mode().iloc[0])
-    chosen: list[int] = []
-    for label in sorted(group_label.unique()):
-        groups = np.sort(group_label.index[group_label == label].to_numpy())
-        count = max(1, round(fraction * len(groups)))
-        chosen.extend(generator.permutation(groups)[:count])
-    return labelled.index[labelled["group"].isin(chosen)].to_numpy().copy()
 
 
 def segmentation_loss(logits: Tensor, presence: Tensor | None, masks: Tensor) -> Tensor:
@@ -205,7 +179,13 @@ def _loop(config: dict[str, Any]) -> None:
         return float(total / count)
 
     hidden = worker.rank > 0 or first >= epochs
-    bar = progress(total, "finetune" if categories is None else "categories", "steps", done=first * stream.steps_per_epoch, disable=hidden)
+    bar = progress(
+        total,
+        "finetune" if categories is None else "categories",
+        "steps",
+        done=first * stream.steps_per_epoch,
+        disable=hidden,
+    )
     with bar:
         for epoch in range(first, epochs):
             model.train()

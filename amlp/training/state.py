@@ -28,7 +28,8 @@ def code_digest() -> str:
     """Hash the code that a training runs, so that changed code never goes on from the weights of the old."""
     root = Path(amlp.__file__).parent
     folders = [root / name for name in ("method", "models", "training")]
-    files = [root / "data" / "augment.py", root / "data" / "shards.py", *(f for d in folders for f in d.glob("*.py"))]
+    read = [root / "data" / name for name in ("augment.py", "labels.py", "shards.py")]
+    files = [*read, *(f for d in folders for f in d.glob("*.py"))]
     return run_digest(torch.__version__, *((path.name, sha256(path)) for path in sorted(files)))
 
 

@@ -172,3 +172,22 @@ def test_a_failing_unit_stops_only_those_that_need_it(
     assert "finetune full 1 seed 0: needs pretrain full seed 0, which failed" in output.err
     assert "log.txt" in output.err
     assert "- finished: 1 of 2 models; **the study is not complete**" in (folder / "docs/results.md").read_text()
+
+
+def test_settings_are_explored_without_the_test_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {"scratch": STUDY["arms"]["scratch"] | {"seeds": [0, 1]}}
+    study = STUDY | {"fractions": {0.5: {}}, "aims": [], "arms": arms, "reference": "scratch", "scored": "unused"}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    index = pd.read_parquet(folder / "data/shards/index.parquet").set_index("case_id")
+    # What is not read may be gone.
+    for path in index.loc[index["split"] == "test", ["image", "mask"]].to_numpy().ravel():
+        (folder / "data/ingest" / path).unlink()
+    monkeypatch.chdir(folder)
+    assert main(COMMAND) == 0
+    seen = []
+    for unit in sorted(folder.glob("study/units/score-*")):
+        cases = pd.read_csv(unit / "result/cases.csv").query("model == 'segmenter'")
+        assert set(index.loc[cases["case_id"], "split"]) == {"train"}
+        seen.append(set(cases["case_id"]))
+    assert len(seen) == 2 and seen[0] != seen[1]
+    assert "did not see**" in (folder / "docs/results.md").read_text()

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from amlp.cli import main
+from amlp.data.labels import labelled_subset, unused_labels
 from amlp.errors import UserError
 from amlp.evaluation.evaluate import evaluate, evaluate_models, score_cases
 from amlp.files import read_json, write_json
@@ -308,3 +310,67 @@ def test_summary_is_strict_json(data: Path) -> None:
         raise AssertionError(name)
 
     json.loads((data / "evaluation/summary.json").read_text(), parse_constant=refuse)
+
+
+def _unused(data: Path, fraction: float = 0.5, seed: int = 0, out: str = "unused") -> dict[str, Any]:
+    return evaluate_models(
+        {"segmenter": _perfect}, params=PARAMS, seed=seed, ingest=data / "ingest", shards=data / "shards",
+        out=data / out, split="unused", label_fraction=fraction,
+    )  # fmt: skip
+
+
+def test_unused_images_are_those_that_fine_tuning_did_not_see(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Without the test split's images: they are not touched.
+    for file in (data / "ingest").rglob("test_*.png"):
+        file.unlink()
+    train = pd.read_parquet(data / "shards/index.parquet").query("split == 'train'").reset_index(drop=True)
+    used = set(train["case_id"][labelled_subset(train, 0.5, 0)])
+    summary = _unused(data)
+    cases = pd.read_csv(data / "unused/cases.csv")
+    assert set(cases["case_id"]) == set(train["case_id"]) - used and used
+    assert summary["test"]["split"] == "unused" and summary["test"]["cases"] == cases["case_id"].nunique()
+    assert read_json(data / "unused/metrics.json")["unused_cases"] == summary["test"]["cases"]
+    assert "training images whose masks fine-tuning did not see" in capsys.readouterr().out
+    # Another choice of labels leaves others out, and the hash tells.
+    assert _unused(data, seed=1)["test"]["hash"] != summary["test"]["hash"]
+    with pytest.raises(UserError, match="leaves no labelled training image out"):
+        _unused(data, fraction=1.0)
+
+
+def test_the_hash_tells_the_split_of_the_same_images(data: Path) -> None:
+    hashes = {
+        score_cases({"segmenter": _nothing}, test=_test_rows(data), ingest=data / "ingest", split=split)[1]
+        for split in ("test", "unused")
+    }
+    assert len(hashes) == 2 and _run(data)["test"]["hash"] in hashes
+
+
+def test_the_baseline_of_unused_images_is_fitted_on_those_that_were_used(data: Path) -> None:
+    path = data / "shards/train-images-00000.npy"
+    images = np.load(path)
+    train = pd.read_parquet(data / "shards/index.parquet").query("split == 'train'")
+    before = _unused(data)["models"]["threshold"]
+    images[unused_labels(train, 0.5, 0)] = 255 - images[unused_labels(train, 0.5, 0)]
+    np.save(path, images)
+    assert _unused(data)["models"]["threshold"] == before
+
+
+def test_the_command_scores_unused_images_into_a_folder_of_their_own(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(data)
+    (data / "params.yaml").write_text("finetune: {label_fraction: 0.5}\nevaluate: {bootstrap_samples: 100}\n")
+    _write_segmenter(data / "model", 0)
+    command = ["evaluate", "--ingest", "ingest", "--shards", "shards", "--segmenter", "model", "--no-scratch"]
+    assert main([*command, "--split", "unused"]) == 2
+    assert "fine-tune again" in capsys.readouterr().err
+    write_json(data / "model/metrics.json", {"labelled_images": 8})
+    assert main([*command, "--split", "unused"]) == 2
+    assert "trained on 8 images with a mask, expected" in capsys.readouterr().err
+    train = pd.read_parquet("shards/index.parquet").query("split == 'train'")
+    write_json(data / "model/metrics.json", {"labelled_images": len(labelled_subset(train, 0.5, 0))})
+    assert main([*command, "--split", "unused"]) == 0
+    assert read_json(data / "evaluation-unused/summary.json")["test"]["split"] == "unused"
+    assert not (data / "evaluation").exists()
+    assert main(command) == 0
+    assert read_json(data / "evaluation/summary.json")["test"]["split"] == "test"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import amlp
-from amlp.errors import ListedError
+from amlp.errors import ListedError, UserError
+from amlp.files import read_json, write_json
 from amlp.params import Params
 from amlp.registry.register import REQUIREMENTS, register
 from tests.stage_outputs import write_stage_outputs
@@ -22,6 +23,16 @@ def test_all_missing_outputs_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ListedError) as caught:
         register(params=Params(), root=tmp_path)
     assert caught.value.problems == ["models/encoder/encoder.pt", "evaluation/summary.json"]
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_scores_that_are_not_of_the_test_split_are_refused(tmp_path: Path) -> None:
+    write_stage_outputs(tmp_path)
+    file = tmp_path / "evaluation/summary.json"
+    summary = read_json(file)
+    write_json(file, summary | {"test": summary["test"] | {"split": "unused"}})
+    with pytest.raises(UserError, match=r"summary\.json: scores on the split 'unused'"):
+        register(params=Params(), root=tmp_path)
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -68,6 +68,25 @@ def test_a_parameter_renames_the_units_that_depend_on_it_and_no_others(tmp_path:
     assert names(overrides={"finetune.batch": 4, "register.experiment": "other"}) == before
 
 
+def test_what_is_scored_renames_the_scores_alone(tmp_path: Path) -> None:
+    fractions: dict[float, Any] = {0.5: {}, 0.1: {"epochs": 100}}
+    plans = [
+        make_plan(load(tmp_path, fractions=fractions, **more))
+        for more in ({}, {"scored": "test"}, {"scored": "unused"})
+    ]
+    names = [[unit.name for unit in plan.units] for plan in plans]
+    assert names[0] == names[1]
+    changed = {unit.kind for unit, name in zip(plans[2].units, names[0], strict=True) if unit.name != name}
+    assert changed == {"score"} and plans[2].scored == "unused"
+
+
+def test_all_labels_leave_no_image_unused(tmp_path: Path) -> None:
+    with pytest.raises(ListedError, match=r"fractions\.1: scored: unused needs fractions below 1"):
+        load(tmp_path, scored="unused")
+    with pytest.raises(ListedError, match="scored"):
+        load(tmp_path, scored="train")
+
+
 def test_only_a_part(tmp_path: Path) -> None:
     study = load(tmp_path)
     plan = make_plan(study, ["arm=full,mae", "fraction=0.1", "seed=0"])

@@ -170,6 +170,8 @@ def test_the_page_tells_the_figures_and_escapes_the_titles(results: Results, tmp
     assert re.search(r"^\| AMLP \| 1\.100 \| 0\.900 \| 2\.500 \|", text, flags=re.MULTILINE)
     assert re.search(r"^\| MAE \| auroc \| 0\.610 \| 0\.830 \| 0\.830 \|", text, flags=re.MULTILINE)
     assert "Fewer than 3 seeds (MAE)" in text
+    assert f"- scored on the test split: {CASES} images, {CASES - 4} with a lesion, {CASES // 2} groups" in text
+    assert "All arms are compared on the same test split" in text and "Pre-training saw the scored images" not in text
     for line in text.splitlines():
         if line.startswith("|"):
             assert not re.search(r"\|\s*\|", line), "an empty cell"
@@ -194,6 +196,57 @@ def test_two_test_splits_or_nothing_at_all_are_told(study: Study, store: Store, 
     write_json(file, summary)
     with pytest.raises(UserError, match="2 test splits"):
         collect(study, plan, store, shards)
+
+
+@pytest.fixture
+def unused(tmp_path: Path, shards: Path) -> Results:
+    """A study of which each seed was scored on images of its own, three quarters of all."""
+    study = load(tmp_path, arms=ARMS, aims=[], fractions={0.1: {}, 0.5: {}}, scored="unused")
+    store, made, plan = Store(tmp_path / "unused"), Made.now(shards), make_plan(study)
+    for unit in plan.units:
+        write_unit(store, unit, made)
+        if unit.kind == "score":
+            result = store.result(unit)
+            cases = pd.read_csv(result / "cases.csv")
+            number = cases["case_id"].str.removeprefix("case_").astype(int)
+            kept = cases[(number // 2) % 4 != unit.seed]
+            kept.to_csv(result / "cases.csv", index=False)
+            count = kept["case_id"].nunique()
+            digest = f"{unit.fraction}{unit.seed}".ljust(64, "0")
+            test = {"split": "unused", "cases": count, "lesion_cases": count, "groups": count // 2, "hash": digest}
+            write_json(result / "summary.json", {"test": test})
+    return collect(study, plan, store, shards)
+
+
+def test_unused_images_are_each_seeds_own(unused: Results, tmp_path: Path, shards: Path) -> None:
+    found = unused.scored
+    assert (found.split, found.cases, found.groups, found.fewest, found.most) == ("unused", CASES, CASES // 2, 12, 12)
+    values = scores(unused, "full", 0.1)
+    assert unused.estimate("full", 0.1, "dsc").headline.mean == pytest.approx(values.mean())
+    # Pairs of the same seed are pairs of the same images; MAE has but one seed.
+    for arm, seeds in (("scratch", 3), ("mae", 1)):
+        for pair, sign in ((("full", arm), 1), ((arm, "full"), -1)):
+            difference = unused.difference(*pair, 0.1, "dsc")
+            assert difference and len(difference.by_seed) == seeds
+            expected = (values[:seeds] - scores(unused, arm, 0.1)).mean()
+            assert difference.headline.mean == pytest.approx(sign * expected)
+    page = tmp_path / "page.md"
+    write_page(unused, page, shards=shards, ingest=tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "**scored on training images whose masks a model's fine-tuning did not see**" in text
+    assert "12 images a model, of 16 in 8 groups" in text
+    limits = text.split("## What these numbers do not show")[1]
+    assert "is to be scored on the test split, which this study did not touch" in limits
+    assert "Pre-training saw the scored images" in limits and "same test split" not in limits
+    assert "test images" not in text.lower()
+
+
+def test_cells_that_saw_the_same_labels_were_scored_on_the_same_images(unused: Results, shards: Path) -> None:
+    file = unused.store.result(unused.plan.cells[Cell("full", 0.1, 0)]) / "summary.json"
+    summary = read_json(file)
+    write_json(file, {"test": summary["test"] | {"hash": "e" * 64}})
+    with pytest.raises(UserError, match="2 sets of unused images"):
+        collect(unused.study, unused.plan, unused.store, shards)
 
 
 @given(text=st.text(max_size=30))

@@ -2,8 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from amlp.data.shards import ShardedSplit
 from amlp.errors import UserError
@@ -12,7 +10,7 @@ from amlp.models.encoder import EncoderPlan
 from amlp.models.predictor import Predictor
 from amlp.models.segmenter import Segmenter, lesion_probability
 from amlp.models.unet import UNet
-from amlp.training.finetune import dice_scores, finetune, labelled_subset, layer_groups, segmentation_loss
+from amlp.training.finetune import dice_scores, finetune, layer_groups, segmentation_loss
 from amlp.training.pretrain import pretrain
 from tests.tiny import settings, write_shards
 
@@ -83,37 +81,6 @@ def test_validation_every_few_epochs_and_after_the_last(shards, tmp_path):
     assert history["epoch"][history["val_dsc"].notna()].tolist() == [2, 4, 5]
     assert metrics["best_epoch"] == history["epoch"][history["val_dsc"].idxmax()]
     assert metrics["val_dsc"] == pytest.approx(history["val_dsc"].max(), abs=1e-5)
-
-
-def index(groups=20):
-    return pd.DataFrame(
-        {
-            "group": [g for g in range(groups) for _ in range(3)],
-            "label": [("a", "b")[g % 2] for g in range(groups) for _ in range(3)],
-            "labelled": [i != 1 for _ in range(groups) for i in range(3)],
-        }
-    )
-
-
-@given(fraction=st.floats(0.01, 1), seed=st.integers(0, 50))
-def test_a_label_fraction_takes_whole_groups_of_every_label(fraction, seed):
-    table = index()
-    chosen = table.loc[labelled_subset(table, fraction, seed)]
-    assert chosen["labelled"].all()
-    for label in ("a", "b"):
-        groups = chosen.loc[chosen["label"] == label, "group"]
-        assert groups.nunique() == max(1, round(fraction * 10))
-        assert (groups.value_counts() == 2).all()
-
-
-def test_a_larger_fraction_contains_the_smaller():
-    small, large = (set(labelled_subset(index(), fraction, 7)) for fraction in (0.3, 0.6))
-    assert small < large
-
-
-def test_no_labels_is_an_error():
-    with pytest.raises(UserError, match="no image with a mask"):
-        labelled_subset(index().assign(labelled=False), 1.0, 0)
 
 
 def test_a_perfect_prediction_has_no_loss_and_full_score():
