@@ -3,8 +3,8 @@
     amlp finetune                                         # models/encoder -> models/segmenter
     amlp finetune --from-scratch --out models/scratch     # the comparison
 
-Before it sees a label, the segmenter may learn the lesion categories of all training images (`finetune.categories`): the
-encoder knows them from pre-training, the rest of the segmenter starts from nothing.
+Before it sees a label, the segmenter may learn the lesion categories of all training images (`finetune.categories`):
+the encoder knows them from pre-training, the rest of the segmenter starts from nothing.
 
 One reading direction: settings -> data -> model -> optimizer -> loop -> outputs.
 """
@@ -141,7 +141,7 @@ def _loop(config: dict[str, Any]) -> None:
     best: dict[str, Any] = {"dsc": -1.0, "epoch": -1, "state": {}}
     usage = Usage()
     first, elapsed = 0, 0.0
-    # Resume precedence: this training's own last checkpoint > what the categories taught > the encoder > random weights.
+    # Resume precedence: this training's own checkpoint > what the categories taught > the encoder > random weights.
     if saved := state.load():
         model.load_state_dict(saved["model"])
         average.model.load_state_dict(saved["average"])
