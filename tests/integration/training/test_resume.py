@@ -24,7 +24,8 @@ def folder(tmp_path: Path) -> Path:
     decoder = {"dim": 24, "depth": 1, "heads": 3}
     params = settings(
         pretrain={"epochs": EPOCHS, "batch": 6, "checkpoint_epochs": 1, "decoder": decoder},
-        finetune={"epochs": EPOCHS, "batch": 6, "channels": 8, "checkpoint_epochs": 1},
+        finetune={"epochs": EPOCHS, "batch": 6, "channels": 8, "checkpoint_epochs": 1}
+        | {"categories": "clusters", "category_epochs": EPOCHS},
     )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)))
     return tmp_path
@@ -47,13 +48,13 @@ def finish(folder: Path, command: list[str]) -> str:
     return output
 
 
-def kill_after_a_checkpoint(folder: Path, epoch: int) -> None:
+def kill_after_a_checkpoint(folder: Path, file: str, epoch: int) -> None:
     process = start(folder, COMMAND)
     deadline = time.monotonic() + 200
     while True:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no checkpoint in time"
-        found = list((folder / ".amlp" / "state").glob("finetune-*/last.pt"))
+        found = list((folder / ".amlp" / "state").glob(f"finetune-*/{file}"))
         if found and torch.load(found[0], weights_only=True)["epoch"] >= epoch:
             break
         time.sleep(0.02)  # between looks at another process's file; what is waited for is the checkpoint
@@ -70,8 +71,10 @@ def test_a_killed_fine_tuning_ends_like_an_uninterrupted_one(folder):
     history = pd.read_csv(out / "history.csv")
     shutil.rmtree(out)
 
-    kill_after_a_checkpoint(folder, epoch=3)
-    assert not out.exists(), "killed too late to show anything"
+    # Once while it learns the categories, once while it learns the labels.
+    for file in ("categories/last.pt", "last.pt"):
+        kill_after_a_checkpoint(folder, file, epoch=3)
+        assert not out.exists(), "killed too late to show anything"
     assert "Resuming after epoch" in finish(folder, COMMAND)
     assert (out / "segmenter.pt").read_bytes() == expected
     resumed = pd.read_csv(out / "history.csv")

@@ -74,6 +74,58 @@ def test_a_unet_takes_no_encoder(shards, encoder, tmp_path):
         finetune(params=params, shards=shards, encoder=encoder, out=tmp_path / "unet", state=tmp_path / "state")
 
 
+def test_categories_teach_where_lesions_are_before_a_label_is_seen(shards, tmp_path):
+    """With too little training for labels alone, and categories that are right."""
+    found = {}
+    for categories in ("none", "clusters"):
+        values = {"epochs": 1, "lr": 0.005, "categories": categories, "category_epochs": 12}
+        metrics = finetune(
+            params=settings(finetune=values),
+            shards=shards,
+            encoder=None,
+            out=tmp_path / categories,
+            state=tmp_path / "state",
+        )
+        found[categories] = metrics
+    assert found["clusters"]["category_seconds"] > 0 == found["none"]["category_seconds"]
+    history = {name: pd.read_csv(tmp_path / name / "history.csv") for name in found}
+    assert [len(table) for table in history.values()] == [1, 1]
+    assert history["clusters"]["loss"].iloc[0] < 0.9 * history["none"]["loss"].iloc[0]
+    assert not list((tmp_path / "state").glob("finetune-*"))
+
+
+def test_categories_say_nothing_about_the_presence_of_a_lesion(shards, tmp_path):
+    """Each image has some lesion category, so learning presence from them would make every image ill."""
+    assert np.load(shards / "train-scores-00000.npy").max() > 0.5
+    weights = {}
+    for categories in ("none", "clusters"):
+        values = {"epochs": 1, "lr": 1e-9, "weight_decay": 0.0, "categories": categories}
+        finetune(
+            params=settings(finetune=values),
+            shards=shards,
+            encoder=None,
+            out=tmp_path / categories,
+            state=tmp_path / "state",
+        )
+        weights[categories] = Predictor.load(tmp_path / categories / "segmenter.pt").model.state_dict()
+    for name in ("presence.weight", "presence.bias"):
+        assert torch.allclose(weights["none"][name], weights["clusters"][name], atol=1e-6), name
+
+
+def test_an_encoder_pretrained_without_categories_brings_none(shards, tmp_path):
+    off = {"enabled": False}
+    plain = settings(pretrain={"epochs": 1, "mps": off, "amr": off, "rrl": off, "ccl": off})
+    pretrain(params=plain, shards=shards, out=tmp_path / "mae", state=tmp_path / "state")
+    assert not np.load(tmp_path / "mae" / "scores.npy").any()
+    finetune(params=settings(), shards=shards, encoder=tmp_path / "mae", out=tmp_path / "a", state=tmp_path / "state")
+    assert read_json(tmp_path / "a" / "metrics.json")["category_seconds"] == 0
+
+
+def test_from_scratch_knows_no_pretrained_categories(shards, tmp_path):
+    metrics = finetune(params=settings(), shards=shards, encoder=None, out=tmp_path / "a", state=tmp_path / "state")
+    assert metrics["category_seconds"] == 0
+
+
 def test_validation_every_few_epochs_and_after_the_last(shards, tmp_path):
     params = settings(finetune={"epochs": 5, "validate_epochs": 2})
     metrics = finetune(params=params, shards=shards, encoder=None, out=tmp_path / "out", state=tmp_path / "state")
