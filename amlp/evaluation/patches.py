@@ -176,13 +176,15 @@ def judge(metrics: Mapping[str, float]) -> tuple[str, str | None]:
         "scores.descriptor, or set pretrain.mps.enabled to false."
     )
     images = f"the {metrics['images']} training images with a lesion mask"
+    if "recall" not in metrics:
+        return f"On {images} lesion covers no patch by {LESION_SHARE:.0%}: what the scores find can't be told.", None
     if enrichment is None:
-        return f"On {images} the lesion scores select nothing, or no patch is mostly lesion.", advice
+        return f"On {images} the lesion scores select no patch.", advice
     interval = "" if low is None else f" (95% interval {low:.2f} to {metrics['enrichment_high']:.2f})"
     text = (
         f"On {images} the lesion scores find {metrics['recall']:.0%} of the lesion patches; lesion is "
-        f"{enrichment:.2f} times as frequent among the patches that they pick as in the whole image{interval}, AUC "
-        f"{metrics['auc']:.2f}."
+        f"{enrichment:.2f} times as frequent among the patches that they pick as in the whole image{interval}"
+        + (f", AUC {metrics['auc']:.2f}." if "auc" in metrics else ".")
     )
     if low is None or low > 1:
         return text, None

@@ -230,33 +230,29 @@ def _diagnostics(results: Results) -> str:
         ("score_recall", "recall of the scores", ("first", "last")),
         ("error_lesion", "error on lesion", ("last",)),
         ("error_background", "error on background", ("last",)),
+        ("probe_auc", "AUC of a linear probe of the encoder", ("first", "last")),
     ]
-    rows, probes = [], []
+    rows = []
     for arm in dict.fromkeys(cell.arm for cell in results.cells):
         title = escape(results.study.title(arm))
         curves = results.curves(arm, "diagnostics.csv")
         if curves is not None:
-            rows.append([title] + [number(_at(curves, name, when)) for name, _, times in wanted for when in times])
-        probe = results.curves(arm, "probe.csv")
-        if probe is not None:
-            for name in probe.columns.drop(["epoch", "step", "seconds"], errors="ignore"):
-                ends = [number(_at(probe, name, when)) for when in ("first", "highest", "last")]
-                probes.append([title, escape(str(name)), *ends])
-    parts = []
-    if rows:
-        head = ["arm"] + [f"{title}, {when}" for _, title, times in wanted for when in times]
-        text = "Means over seeds; true masks of training images are looked at here alone, no training depends on them."
-        parts += ["## What pre-training did", text, table(head, rows)]
-    if probes:
-        parts.append(table(["arm", "probe of the encoder", "first", "highest", "last"], probes))
-    return "\n\n".join(parts)
+            cells = [number(_at(curves, name, when)) for name, _, times in wanted for when in times]
+            untrained = results.metrics(results.units("pretrain", arm), "probe_auc_untrained")
+            rows.append([title, *cells, number(untrained)])
+    if not rows:
+        return ""
+    head = ["arm"] + [f"{title}, {when}" for _, title, times in wanted for when in times]
+    head.append("the probe before training")
+    text = "Means over seeds; true masks of training images are looked at here alone, no training depends on them."
+    return "\n\n".join(["## What pre-training did", text, table(head, rows)])
 
 
 def _at(curves: pd.DataFrame, column: str, when: str) -> float:
     values = curves[column].dropna() if column in curves else pd.Series(dtype=float)
     if values.empty:
         return math.nan
-    edges = {"first": values.iloc[0], "last": values.iloc[-1], "lowest": values.min(), "highest": values.max()}
+    edges = {"first": values.iloc[0], "last": values.iloc[-1], "lowest": values.min()}
     return float(edges[when])
 
 

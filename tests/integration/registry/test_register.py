@@ -120,6 +120,9 @@ def test_parent_run_has_a_child_for_each_stage(registered: tuple[Path, Any, Any]
     moments = [m.timestamp for m in logged]
     assert np.diff(moments).tolist() == [1500, 1500], "the time axis is the training's"
     assert children["evaluate"].data.metrics["segmenter_dsc"] == 0.83
+    assert pretrain.data.metrics["probe_auc_untrained"] == 0.61
+    probed = {m.step: m.value for m in client.get_metric_history(pretrain.info.run_id, "probe_auc")}
+    assert [probed[epoch] for epoch in history["epoch"]] == pytest.approx([0.6, 0.7, 0.8])
     assert children["finetune"].data.metrics["system/process_cpu_percentage"] == 190.0
 
     parent = client.get_run(second["parent_run_id"])

@@ -175,7 +175,8 @@ def test_a_failing_unit_stops_only_those_that_need_it(
 
 
 def test_settings_are_explored_without_the_test_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arms = {"scratch": STUDY["arms"]["scratch"] | {"seeds": [0, 1]}}
+    scratch = STUDY["arms"]["scratch"]
+    arms = {"scratch": scratch, "slow": scratch | {"title": "slow", "params": {"finetune.lr": 1e-4}}}
     study = STUDY | {"fractions": {0.5: {}}, "aims": [], "arms": arms, "reference": "scratch", "scored": "unused"}
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     index = pd.read_parquet(folder / "data/shards/index.parquet").set_index("case_id")
@@ -189,5 +190,7 @@ def test_settings_are_explored_without_the_test_split(folder: Path, monkeypatch:
         cases = pd.read_csv(unit / "result/cases.csv").query("model == 'segmenter'")
         assert set(index.loc[cases["case_id"], "split"]) == {"train"}
         seen.append(set(cases["case_id"]))
-    assert len(seen) == 2 and seen[0] != seen[1]
-    assert "did not see**" in (folder / "docs/results.md").read_text()
+    assert len(seen) == 2 and seen[0] == seen[1]
+    page = (folder / "docs/results.md").read_text()
+    assert "did not see**" in page
+    assert "## Unused training images" in page and (folder / "docs/images/tiny-examples.png").is_file()

@@ -69,7 +69,12 @@ def test_what_is_undefined_is_left_out() -> None:
     nothing = tally(scores, lesion).figures()
     assert nothing and as_metrics(nothing) == {"images": 3, "auc": 0.5, "recall": 0.0}
     text, warning = judge(as_metrics(nothing))
-    assert "select nothing" in text and warning and "scores.polarity" in warning
+    assert "select no patch" in text and warning and "scores.polarity" in warning
+    tiny = tally(np.full((3, 4), 0.9, np.float32), np.zeros((3, 4), bool)).figures()
+    assert tiny and as_metrics(tiny) == {"images": 3}
+    assert judge(as_metrics(tiny)) == (judge({"images": 3})[0], None) and "can't be told" in judge({"images": 3})[0]
+    full = tally(np.full((3, 4), 0.9, np.float32), np.ones((3, 4), bool)).figures()
+    assert full and "AUC" not in judge(as_metrics(full))[0]
     one = tally(*random_case(0), groups=np.zeros(12, int)).figures()
     assert one and "enrichment_low" not in as_metrics(one)
     assert judge(as_metrics(one))[1] is None, "one group can't tell"
