@@ -22,7 +22,10 @@ _NONE = "–"
 
 
 def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> None:
-    """Write the page, and its pictures to `images/` beside it."""
+    """Write the page, and its pictures to `images/` beside it.
+
+    Images of the data set go into the study's own folder unless its file says that they are public.
+    """
     name = results.study.file.name
     images = page.parent / "images"
     other = _compared_with(results)
@@ -31,8 +34,10 @@ def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> N
     pictures["dsc"] = f"{name}-dsc.png"
     if draw_fractions(images / f"{name}-fractions.png", results):
         pictures["fractions"] = f"{name}-fractions.png"
-    if other and draw_examples(images / f"{name}-examples.png", results, other=other, ingest=ingest, shards=shards):
-        pictures["examples"] = f"{name}-examples.png"
+    examples = (images if results.study.file.public_images else results.store.root) / f"{name}-examples.png"
+    drawn = bool(other) and draw_examples(examples, results, other=str(other), ingest=ingest, shards=shards)
+    if drawn and results.study.file.public_images:
+        pictures["examples"] = examples.name
 
     parts = [_head(results, shards), _verdicts(results)]
     parts += ["## Scores", _how_to_read(results), _picture(pictures, "dsc", "DSC of each arm with its interval")]
@@ -45,6 +50,8 @@ def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> N
         kind = "Test" if results.scored.split == "test" else "Unused training"
         alt = f"{kind} images with the true outline and those of {' and '.join(titles)}"
         parts += [f"## {kind} images", _picture(pictures, "examples", alt)]
+    elif drawn:
+        print(f"Wrote {examples}: images of the data set, which the page does not show (public_images).")
     parts += [_cost(results), _diagnostics(results), _limits(results)]
     write_text(page, "\n\n".join(part for part in parts if part) + "\n")
 

@@ -66,6 +66,8 @@ class StudyFile(Section):
     # `unused` scores on the training images whose labels a cell's fine-tuning didn't see: settings can be explored
     # there, and the test split stays untouched for the study that tells what came of it.
     scored: Scored = "test"
+    # The page shows images of the data set; False draws them into the study's folder, for they may not be published.
+    public_images: bool = False
 
 
 class Cell(NamedTuple):

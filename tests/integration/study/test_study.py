@@ -177,7 +177,11 @@ def test_a_failing_unit_stops_only_those_that_need_it(
 def test_settings_are_explored_without_the_test_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = STUDY["arms"]["scratch"]
     arms = {"scratch": scratch, "slow": scratch | {"title": "slow", "params": {"finetune.lr": 1e-4}}}
-    study = STUDY | {"fractions": {0.5: {}}, "aims": [], "arms": arms, "reference": "scratch", "scored": "unused"}
+    study = (
+        STUDY
+        | {"fractions": {0.5: {}}, "aims": [], "arms": arms, "reference": "scratch", "scored": "unused"}
+        | {"public_images": True}
+    )
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     index = pd.read_parquet(folder / "data/shards/index.parquet").set_index("case_id")
     # What is not read may be gone.
@@ -194,3 +198,10 @@ def test_settings_are_explored_without_the_test_split(folder: Path, monkeypatch:
     page = (folder / "docs/results.md").read_text()
     assert "did not see**" in page
     assert "## Unused training images" in page and (folder / "docs/images/tiny-examples.png").is_file()
+
+    (folder / "study.yaml").write_text(yaml.safe_dump(study | {"public_images": False}, sort_keys=False))
+    (folder / "docs/images/tiny-examples.png").unlink()
+    assert main([*COMMAND, "--page-only"]) == 0
+    assert "Unused training images" not in (folder / "docs/results.md").read_text()
+    assert (folder / "study/tiny-examples.png").is_file()
+    assert not (folder / "docs/images/tiny-examples.png").exists(), "patients' images never reach the page"
