@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-# What loading and running either model imports; the versions are those it was trained with.
-REQUIREMENTS = ("mlflow", "monai", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
+# What loading and running either model imports; the versions are those it was trained with. MONAI is left out: only the
+# U-Net needs it, which a pipeline can't register, for it takes no encoder.
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 
