@@ -147,4 +147,5 @@ def test_the_committed_studies_are_valid(path: Path) -> None:
     plan = make_plan(study)
     pretrainings = {(unit.arm, unit.seed) for unit in plan.units if unit.kind == "pretrain"}
     wanted = {(cell.arm, cell.seed) for cell in plan.cells if study.file.arms[cell.arm].pretrain}
-    assert pretrainings == wanted, "two arms pre-train alike"
+    # The one that differs from AMLP after pre-training.
+    assert {arm for arm, _ in wanted - pretrainings} <= {"no_categories"}, "two arms pre-train alike"

@@ -50,7 +50,7 @@ def test_it_writes_an_encoder_curves_and_pictures(trained):
 def test_lesions_are_masked_more_than_background(trained):
     rows = pd.read_csv(trained / "diagnostics.csv")
     assert (rows["masked_ratio"].iloc[:2] > 1).all(), "before the untrained model takes part"
-    assert rows["refine_weight"].iloc[-1] > 0.5
+    assert rows["refine_weight"].iloc[-1] == settings().pretrain.mps.refine
     share = rows["category_share"]
     assert share.between(0.5 * share.iloc[0], 2 * share.iloc[0]).all(), "refinement keeps the lesion category alive"
     assert rows["score_enrichment"].iloc[0] > 1.5
