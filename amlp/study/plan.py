@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from amlp.errors import ListedError, UserError
-from amlp.params import Count, Params, Section, load_params, parse_params, parse_section, read_mapping
+from amlp.params import Count, Params, PositiveFloat, Section, load_params, parse_params, parse_section, read_mapping
 from amlp.training.state import run_digest
 
 Kind = Literal["pretrain", "finetune", "score"]
@@ -34,6 +34,10 @@ class Arm(Section):
     pretrain: bool = True
     network: Literal["vit", "unet"] = "vit"
     params: Overrides = Field(default_factory=dict)
+    # Factor on the epochs of fine-tuning, to give an arm as much computation as one that pre-trains.
+    longer: PositiveFloat = 1.0
+    # Label fractions that it is trained with; all of the study's unless given.
+    fractions: Annotated[list[LabelFraction], Field(min_length=1)] | None = None
     seeds: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
 
 
@@ -128,6 +132,8 @@ class Study:
         _lay_over(values, {"finetune.network": chosen.network} | chosen.params)
         _lay_over(values, {f"finetune.{key}": value for key, value in self.file.fractions[fraction].items()})
         _lay_over(values, {"finetune.label_fraction": fraction, "seed": seed})
+        if chosen.longer != 1:
+            _lay_over(values, {"finetune.epochs": round(values["finetune"]["epochs"] * chosen.longer)})
         return parse_params(values, f"{self.path}: arm {arm} at {fraction:g}")
 
     def title(self, arm: str) -> str:
@@ -165,6 +171,8 @@ def load_study(path: Path) -> Study:
     for name, chosen in file.arms.items():
         if chosen.pretrain and chosen.network != "vit":
             problems.append(f"arms.{name}: network {chosen.network} has nothing to pre-train; set pretrain: false")
+        if unknown := set(chosen.fractions or ()) - file.fractions.keys():
+            problems.append(f"arms.{name}.fractions: the study has no fraction {', '.join(map(str, sorted(unknown)))}")
         if len(set(chosen.seeds)) < len(chosen.seeds):
             problems.append(f"arms.{name}.seeds: a seed stands twice, got {chosen.seeds}")
         for fraction in file.fractions:
@@ -205,7 +213,7 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         for seed in sorted({seed for chosen in arms.values() for seed in chosen.seeds})
         for fraction in sorted(study.file.fractions)
         for arm, chosen in arms.items()
-        if seed in chosen.seeds
+        if seed in chosen.seeds and (chosen.fractions is None or fraction in chosen.fractions)
     ]
     for text in only:
         key, _, values = text.partition("=")

@@ -138,6 +138,22 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         load(tmp_path, recipe="other.yaml")
 
 
+def test_an_arm_may_train_with_some_fractions_only(tmp_path: Path) -> None:
+    arms = ARMS | {"mae": ARMS["mae"] | {"fractions": [0.1]}}
+    cells = make_plan(load(tmp_path, arms=arms)).cells
+    assert {cell.fraction for cell in cells if cell.arm == "mae"} == {0.1}
+    assert {cell.fraction for cell in cells if cell.arm == "full"} == {0.1, 1.0}
+    with pytest.raises(ListedError, match=r"arms\.mae\.fractions: the study has no fraction 0\.3"):
+        load(tmp_path, arms=ARMS | {"mae": ARMS["mae"] | {"fractions": [0.3]}})
+
+
+def test_an_arm_may_train_longer(tmp_path: Path) -> None:
+    arms = ARMS | {"scratch": ARMS["scratch"] | {"longer": 2.5}}
+    study = load(tmp_path, arms=arms)
+    assert [study.params(arm, 0.1, 0).finetune.epochs for arm in ("scratch", "full")] == [250, 100]
+    assert [study.params(arm, 1.0, 0).finetune.epochs for arm in ("scratch", "full")] == [18, 7]
+
+
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[3] / "studies").glob("*.yaml")), ids=lambda path: path.name
 )
