@@ -62,7 +62,7 @@ busi: setup ## run the whole pipeline on the BUSI images: make busi DATA=folder
 # Not with `dvc repro` alone: a study is many trainings, and goes on where it was stopped.
 study: setup ## compare arms, label fractions and seeds on BUSI, write docs/results.md: make study DATA=folder JOBS=2
 	@test -d "$(DATA)" || { echo "no folder '$(DATA)': make study DATA=folder with benign/, malignant/, normal/" >&2; exit 2; }
-	amlp workspace $(STUDY_WORKSPACE) --recipe recipes/busi-cpu.yaml --data "$(DATA)"
+	amlp workspace $(STUDY_WORKSPACE) --recipe recipes/busi-study.yaml --data "$(DATA)"
 	cd $(STUDY_WORKSPACE) && dvc repro preprocess
 	cd $(STUDY_WORKSPACE) && \
 	  amlp study $(CURDIR)/studies/busi-cpu.yaml --jobs $(JOBS) --page $(CURDIR)/docs/results.md
