@@ -263,14 +263,23 @@ def _loop(config: dict[str, Any]) -> None:
 
 
 def _categories(settings: FinetuneParams, shards: Path, encoder: Path | None) -> np.ndarray | None:
-    """Lesion categories (N, h, w) to learn before the labels, in the training split's row order; None without any."""
+    """Lesion categories (N, h, w) to learn before the labels, in the training split's row order; None without any.
+
+    Raises:
+        UserError: the encoder's categories are of other images.
+    """
     if settings.category_epochs == 0:
         return None
+    train = ShardedSplit.open(shards, "train")
     if settings.categories == "clusters":
-        train = ShardedSplit.open(shards, "train")
         maps = train.scores(np.arange(len(train)))
     elif settings.categories == "pretrained" and encoder and (encoder / SCORES).is_file():
         maps = np.load(encoder / SCORES)
+        if len(maps) != len(train):
+            raise UserError(
+                f"{encoder / SCORES}: categories of {len(maps)} images, but the training split of {shards} holds "
+                f"{len(train)}: the encoder was pre-trained on other data. Set finetune.categories to clusters or none."
+            )
     else:
         return None
     # All 0 where nothing was found, and after a pre-training without MPS and CCL.
