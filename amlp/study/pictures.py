@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -15,6 +16,9 @@ from amlp.files import atomic_file
 from amlp.models.predictor import Predictor
 from amlp.study.plan import Cell
 from amlp.study.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Told apart in all common kinds of colour blindness (Okabe and Ito), each with its own mark.
 _STYLES = [
@@ -147,6 +151,6 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _write(path: Path, figure) -> None:  # type: ignore[no-untyped-def]
+def _write(path: Path, figure: Figure) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
