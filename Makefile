@@ -27,7 +27,7 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo busi study test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain clean
+.PHONY: help setup demo busi study test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain k8s-dev-secrets clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ bench-mps: setup ## score lesion patch selection against the BUSI masks: make be
 
 bench-pretrain: setup ## time a pre-training step against the one of transformers
 	python -m benchmarks.bench_pretrain
+
+k8s-dev-secrets: ## write random secrets for k8s/overlays/dev, once
+	$(PYTHON) k8s/dev_secrets.py
 
 clean: ## remove what the pipeline wrote here, its cache and its MLflow database; .venv and workspaces stay
 	rm -rf data models evaluation registration.json report.html dvc_plots .amlp mlflow.db mlartifacts .dvc/cache .dvc/tmp

@@ -7,6 +7,7 @@ import pytest
 
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/method.md", "docs/results.md",
+    "k8s/README.md",
 ]  # fmt: skip
 
 
@@ -22,7 +23,7 @@ def test_links_lead_somewhere(project: Path, name: str):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_files_of_the_repository_exist(project: Path, name: str):
     text = (project / name).read_text(encoding="utf-8")
-    named = re.findall(r"`((?:amlp|tests|docs|recipes|benchmarks|components|pipelines)/[\w./-]+\.\w+)`", text)
+    named = re.findall(r"`((?:amlp|tests|docs|recipes|benchmarks|components|pipelines|k8s)/[\w./-]+\.\w+)`", text)
     assert not [path for path in named if path != "recipes/mine.yaml" and not (project / path).exists()]
 
 

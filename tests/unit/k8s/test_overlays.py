@@ -1,0 +1,253 @@
+"""What `kubectl apply -k` would send, overlay by overlay."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kubernetes_checks import CHECKS, containers, of_kind, references, templates
+from tests.kubernetes_objects import CRD, RAYJOB_SCHEMA, Object, check_schema, make_rayjob_schema
+
+# Where the template of prod may differ from the base's, which is the one that is explained.
+PROD_ONLY = {
+    "metadata.labels.kueue.x-k8s.io/queue-name",
+    "spec.backoffLimit",
+    "spec.rayClusterSpec.workerGroupSpecs.0.template.spec.nodeSelector",
+    "spec.rayClusterSpec.workerGroupSpecs.0.template.spec.tolerations",
+}
+
+
+def secret_table(project: Path) -> set[tuple[str, str, str]]:
+    """The Secrets and keys that k8s/README.md tells people to make."""
+    text = (project / "k8s/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(amlp-[\w-]+)` \| (.*?) \|", text, flags=re.MULTILINE)
+    return {("Secret", name, key) for name, keys in rows for key in re.findall(r"`([\w.-]+)`", keys)}
+
+
+def data(objects: list[Object], name: str) -> dict[str, str]:
+    """What a ConfigMap holds; its name may carry a hash."""
+    named = re.compile(rf"{name}(-[a-z0-9]{{10}})?")
+    (found,) = [found for found in of_kind(objects, "ConfigMap") if named.fullmatch(found["metadata"]["name"])]
+    return found["data"]
+
+
+def mlflow_container(objects: list[Object]) -> Object:
+    (template,) = [found for name, found in templates(objects) if name == "Deployment/mlflow"]
+    (container,) = template["spec"]["containers"]
+    return container
+
+
+def differences(one: object, two: object, at: str = "") -> set[str]:
+    if isinstance(one, dict) and isinstance(two, dict):
+        keys = one.keys() | two.keys()
+        return set().union(*(differences(one.get(key), two.get(key), f"{at}.{key}") for key in keys))
+    if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        return set().union(*(differences(a, b, f"{at}.{i}") for i, (a, b) in enumerate(zip(one, two, strict=True))))
+    return set() if one == two else {at.removeprefix(".")}
+
+
+def test_every_object_fits_its_schema(objects: list[Object]):
+    pytest.importorskip("kubernetes_validate")
+    for found in objects:
+        check_schema(found)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_objects_pass(objects: list[Object], check: Callable[[list[Object]], list[str]]):
+    assert check(objects) == []
+
+
+def test_what_dev_reads_is_there(dev: list[Object]):
+    assert references(dev, set()) == []
+
+
+def test_what_prod_reads_is_there_or_in_the_readme(prod: list[Object], project: Path):
+    table = secret_table(project)
+    assert references(prod, table) == []
+    names = {name for _, name, _ in table}
+    used = {name for name in names if re.search(rf"\b{name}\b", yaml.safe_dump_all(prod))}
+    assert used == names
+
+
+def test_the_readme_names_the_keys_that_dev_makes(dev: list[Object], project: Path):
+    made = {("Secret", found["metadata"]["name"], key) for found in of_kind(dev, "Secret") for key in found["data"]}
+    # The database of prod is somebody else's.
+    assert {entry for entry in made if entry[1] != "amlp-postgres"} == secret_table(project)
+
+
+def test_prod_holds_no_secret(prod: list[Object]):
+    assert of_kind(prod, "Secret") == []
+
+
+def test_git_holds_no_secret(project: Path, dev: list[Object]):
+    """The values of dev's secrets are random, and git ignores the folder that they are in."""
+    ignored = subprocess.run(
+        ["git", "check-ignore", "-q", "k8s/overlays/dev/secrets/s3.env"], cwd=project, check=False
+    ).returncode
+    tracked = subprocess.run(["git", "ls-files", "k8s"], cwd=project, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    assert ignored == 0
+    assert "secrets/" not in tracked.stdout
+    text = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (project / "k8s").rglob("*")
+        if path.is_file() and "secrets" not in path.parts and path.suffix != ".pyc"
+    )
+    values = [base64.b64decode(value).decode() for found in of_kind(dev, "Secret") for value in found["data"].values()]
+    assert not [value for value in values if value != "admin" and value in text]
+
+
+def test_dev_says_the_same_password_to_both_sides(dev: list[Object]):
+    secrets = {
+        found["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
+        for found in of_kind(dev, "Secret")
+    }
+    server, client = secrets["amlp-mlflow-server"], secrets["amlp-mlflow-client"]
+    assert server["MLFLOW_AUTH_ADMIN_PASSWORD"] == client["MLFLOW_TRACKING_PASSWORD"]
+    assert server["MLFLOW_AUTH_ADMIN_USERNAME"] == client["MLFLOW_TRACKING_USERNAME"]
+    password = secrets["amlp-postgres"]["POSTGRES_PASSWORD"]
+    address = f"postgresql+psycopg2://mlflow:{password}@postgres:5432/mlflow"
+    assert server["MLFLOW_BACKEND_STORE_URI"] == address
+    assert f"database_uri = {address}\n" in server["basic_auth.ini"]
+    service = {found["metadata"]["name"]: found for found in of_kind(dev, "Service")}
+    assert service["postgres"]["spec"]["ports"][0]["port"] == 5432
+
+
+def test_settings_name_the_s3_of_the_overlay(dev: list[Object]):
+    (service,) = [found for found in of_kind(dev, "Service") if found["metadata"]["name"] == "seaweedfs"]
+    assert (
+        data(dev, "amlp-settings")["AWS_ENDPOINT_URL_S3"] == f"http://seaweedfs:{service['spec']['ports'][0]['port']}"
+    )
+
+
+def test_mlflow_starts_with_options_that_it_has(objects: list[Object], monkeypatch: pytest.MonkeyPatch):
+    """The command's own parser takes the arguments, and finds the rest in the environment."""
+    from amlp.registry.tracking import import_mlflow
+
+    import_mlflow()
+    from mlflow.cli import server
+
+    container = mlflow_container(objects)
+    sources = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]
+    assert [re.sub(r"-[a-z0-9]{10}$", "", source) for source in sources] == ["mlflow", "amlp-settings"]
+    for name, value in {**data(objects, "mlflow"), **data(objects, "amlp-settings")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql+psycopg2://…")
+    assert container["command"] == ["mlflow", "server"]
+    options = server.make_context("server", list(container["args"])).params
+    assert options["app_name"] == "basic-auth"
+    assert options["serve_artifacts"] is True
+    assert options["artifacts_destination"].startswith("s3://")
+    assert options["backend_store_uri"] == "postgresql+psycopg2://…"
+    assert (options["host"], options["port"]) == ("0.0.0.0", container["ports"][0]["containerPort"])
+    assert options["allowed_hosts"] == data(objects, "mlflow")["MLFLOW_SERVER_ALLOWED_HOSTS"]
+
+
+def test_mlflow_knows_its_environment_variables(objects: list[Object]):
+    """A variable that MLflow does not have would be passed over without a word."""
+    from amlp.registry.tracking import import_mlflow
+
+    import_mlflow()
+    from mlflow import environment_variables
+    from mlflow.cli import server
+
+    known = set(vars(environment_variables)) | {option.envvar for option in server.params if option.envvar}
+    named = {entry["name"] for entry in mlflow_container(objects)["env"]}
+    named |= data(objects, "mlflow").keys() | data(objects, "amlp-settings").keys()
+    assert {name for name in named if name.startswith("MLFLOW_")} <= known
+
+
+def test_the_templates_are_plain_yaml(project: Path):
+    """Anchors load as one object in two places, and a change to one would be a change to both."""
+    for path in ("k8s/base/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"):
+        tokens = list(yaml.scan((project / path).read_text(encoding="utf-8")))
+        assert not [token for token in tokens if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
+
+
+def test_prods_template_is_the_bases_but_for_what_prod_adds(project: Path):
+    base, prod = (
+        yaml.safe_load((project / path).read_text(encoding="utf-8"))
+        for path in ("k8s/base/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml")
+    )
+    assert differences(base, prod) == PROD_ONLY
+    worker = prod["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    old = base["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert all(toleration in worker["tolerations"] for toleration in old["tolerations"])
+    # Kueue's webhook asks for it.
+    assert prod["spec"]["shutdownAfterJobFinishes"] is True
+
+
+def test_overlays_carry_their_template(dev: list[Object], prod: list[Object], project: Path):
+    for objects, path in ((dev, "k8s/base/rayjob.yaml"), (prod, "k8s/overlays/prod/rayjob.yaml")):
+        assert data(objects, "amlp-rayjob") == {"rayjob.yaml": (project / path).read_text(encoding="utf-8")}
+
+
+def test_the_ray_version_is_the_one_that_the_image_has(objects: list[Object], project: Path):
+    lock = (project / "requirements-train.lock").read_text(encoding="utf-8")
+    found = re.search(r"^ray(?:\[[^]]*\])?==([\d.]+)", lock, flags=re.MULTILINE)
+    assert found
+    for rayjob in of_kind(objects, "RayJob"):
+        assert rayjob["spec"]["rayClusterSpec"]["rayVersion"] == found[1]
+
+
+def test_prods_own_images_name_a_commit(prod: list[Object]):
+    images = {container["image"] for name, container in containers(prod) if name.startswith("Deployment")}
+    assert images
+    assert all(re.search(r"(:[0-9a-f]{40}|@sha256:[0-9a-f]{64})$", image) for image in images)
+
+
+def test_the_schema_of_rayjobs_is_kuberays():
+    if not CRD.is_file():
+        pytest.skip("KubeRay's custom resource definition is not beside this checkout")
+    assert json.loads(RAYJOB_SCHEMA.read_text(encoding="utf-8")) == make_rayjob_schema()
+
+
+def test_the_log_container_prints_the_jobs_log(project: Path, tmp_path: Path):
+    """From the file's appearance on, and from the new file when Ray's head starts again."""
+    template = yaml.safe_load((project / "k8s/base/rayjob.yaml").read_text(encoding="utf-8"))
+    _, container = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    program = [*container["command"][:2], container["command"][2].replace("/tmp/ray", str(tmp_path))]
+    if subprocess.run(["tail", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("the image's tail is GNU's, and this one is not")
+
+    def session(name: str, text: str) -> None:
+        logs = tmp_path / name / "logs"
+        logs.mkdir(parents=True)
+        (logs / "job-driver-amlp-1.log").write_text(text, encoding="utf-8")
+        link = tmp_path / "new"
+        link.symlink_to(tmp_path / name)
+        link.rename(tmp_path / "session_latest")
+
+    with (tmp_path / "printed").open("wb") as printed:
+        running = subprocess.Popen(program, stdout=printed, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+
+        def wait_for(text: str) -> None:
+            for _ in range(300):
+                if (tmp_path / "printed").read_text(encoding="utf-8") == text:
+                    return
+                time.sleep(0.1)
+            raise AssertionError((tmp_path / "printed").read_text(encoding="utf-8"))
+
+        session("one", "first\n")
+        wait_for("first\n")
+        with (tmp_path / "one/logs/job-driver-amlp-1.log").open("a", encoding="utf-8") as log:
+            log.write("second\n")
+        wait_for("first\nsecond\n")
+        session("two", "again\n")
+        wait_for("first\nsecond\nagain\n")
+        running.terminate()
+        assert running.wait(timeout=10) == 0
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
