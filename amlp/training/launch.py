@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +14,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amlp.cluster.storage import absolute, endpoint, is_remote, remove
 from amlp.errors import UserError
 
 T = TypeVar("T", np.ndarray, Tensor)
 
 
-def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, folder: Path) -> None:
+def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, folder: Path | str) -> None:
     """Run `loop(config)` under Ray Train and wait for it.
 
     Args:
         loop: an importable function; on each worker it may use `world()` and `torch.distributed`.
         config: plain values.
         workers: 0 runs in this process without a cluster; n starts n workers.
-        folder: where Ray keeps its own records; must be shared by the workers.
+        folder: where Ray keeps its own records, local or in S3; must be shared by the workers.
 
     Raises:
         UserError: the batch can't be shared evenly by the workers.
@@ -42,12 +42,12 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
     # Ray logs each report; the progress bar tells the same.
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    gpu = torch.cuda.is_available()
+    place, name = absolute(folder).rsplit("/", 1)
     trainer = TorchTrainer(
         loop,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
-        run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent.resolve())),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=_use_gpu(workers)),
+        run_config=ray.train.RunConfig(name=name, **_ray_storage(place)),
     )
     try:
         trainer.fit()
@@ -59,7 +59,33 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
                 raise cause from error
         raise
     # Ray's own records of a run that ended well; what a resume needs is in the training state.
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
+
+
+def _use_gpu(workers: int) -> bool:
+    """Whether each worker can have a GPU; asks the cluster, for its head, where this runs, often has none."""
+    if workers == 0:
+        return torch.cuda.is_available()
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True)
+    return bool(ray.cluster_resources().get("GPU", 0) >= workers)
+
+
+def _ray_storage(place: str) -> dict[str, Any]:
+    """Return where Ray Train keeps its records, as `RunConfig` takes it."""
+    if not is_remote(place):
+        return {"storage_path": place}
+    import pyarrow.fs
+
+    # Arrow does not read AWS_ENDPOINT_URL_S3 when it is given an address.
+    server = endpoint()
+    scheme, _, host = server.rpartition("://") if server else ("https", "", None)
+    filesystem = pyarrow.fs.S3FileSystem(
+        endpoint_override=host, scheme=scheme or "https", connect_timeout=5, request_timeout=60
+    )
+    return {"storage_path": place.removeprefix("s3://"), "storage_filesystem": filesystem}
 
 
 @dataclass(frozen=True)

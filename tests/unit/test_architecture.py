@@ -42,7 +42,7 @@ UNSEEN = {
     "report": ["templates/report.html.j2"],
 }
 # What these hold cannot change a stage's result, and every stage would depend on them. params.py: DVC sees the values.
-SHARED = {"amlp.environment", "amlp.errors", "amlp.files", "amlp.params", "amlp.progress"}
+SHARED = {"amlp.cluster.storage", "amlp.environment", "amlp.errors", "amlp.files", "amlp.params", "amlp.progress"}
 
 
 def module_file(module: str) -> Path | None:
