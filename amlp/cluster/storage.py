@@ -3,8 +3,8 @@
 A *place* is a local path or `s3://bucket/prefix`, and every verb takes both. A published folder ends with a manifest of
 its files' SHA-256, written last: without it a folder counts as half-written and is refused.
 
-Endpoint, region and credentials come from the environment or the pod's identity, as boto3 finds them: for another server
-than AWS set AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL), AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+Endpoint, region and credentials come from the environment or the pod, as boto3 finds them: for another server than AWS
+set AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL), AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def endpoint() -> str | None:
 
 
 def s3_client() -> Any:
-    """Make a boto3 client with bounded waits: a request is tried 5 times, connecting takes 5 s and a read 60 s at most."""
+    """Make a boto3 client with bounded waits: 5 tries a request, 5 s to connect, 60 s without a byte."""
     import boto3
     from botocore.config import Config
 
