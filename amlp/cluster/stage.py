@@ -1,6 +1,6 @@
-"""What a RayJob runs: one training stage whose inputs, outputs and state are in S3.
+r"""What a RayJob runs: one training stage whose inputs, outputs and state are in S3.
 
-    python -m amlp.cluster.stage pretrain --params s3://b/run/params.json --shards s3://b/run/shards \\
+    python -m amlp.cluster.stage pretrain --params s3://b/run/params.json --shards s3://b/run/shards \
         --state s3://b/state --out s3://b/run/encoder
     python -m amlp.cluster.stage finetune ... --encoder s3://b/run/encoder --out s3://b/run/segmenter
     python -m amlp.cluster.stage scratch ... --out s3://b/run/scratch
