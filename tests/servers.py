@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 START_SECONDS = 60
@@ -100,3 +104,48 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
             # Its data are thrown away; asked politely it takes 15 s.
             process.kill()
             process.wait()
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A Ray cluster of one node that takes jobs."""
+
+    dashboard: str
+
+
+@contextmanager
+def ray_head(environment: Mapping[str, str], *, cwd: Path, cpus: int) -> Iterator[RayHead]:
+    """Run a Ray head whose jobs see `environment`, apart from any other Ray on this machine."""
+    pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+             "node-manager-port", "object-manager-port", "runtime-env-agent-port", "metrics-export-port")  # fmt: skip
+    options = [f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
+    dashboard = f"http://127.0.0.1:{options[1].partition('=')[2]}"
+    # Short, for sockets lie in it, and their paths hold 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temporary:
+        options += ["--head", "--block", "--include-dashboard=true", "--disable-usage-stats"]
+        options += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={temporary}"]
+        options += [f"--num-cpus={cpus}", f"--object-store-memory={128 << 20}"]
+        ray = Path(sys.executable).with_name("ray")
+        log = Path(temporary, "log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [str(ray), "start", *options], cwd=cwd, env={**os.environ, **environment}, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            started = psutil.Process(process.pid)
+            try:
+                wait_for(f"{dashboard}/api/version", process, log)
+                yield RayHead(dashboard)
+            finally:
+                # Never `ray stop`, which ends every Ray on the machine.
+                family = started.children(recursive=True)
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                for child in family:
+                    with suppress(psutil.NoSuchProcess):
+                        child.kill()
+                process.wait()

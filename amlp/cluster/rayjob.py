@@ -143,8 +143,8 @@ class JobRequest:
 
     run_id: str
     task: str
-    entrypoint: Sequence[str]
     image: str
+    entrypoint: Sequence[str] = ()
     namespace: str = "amlp"
     owner: str = "amlp"
     workers: int = 1

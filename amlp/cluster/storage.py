@@ -223,6 +223,14 @@ def check_storage(place: Path | str) -> None:
         client.delete_object(Bucket=bucket, Key=key)
 
 
+def _describe(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]], bytes]:
+    """Return a folder's files by name, what the manifest says of each, and the manifest."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(MANIFEST, None)
+    entries = {name: {"sha256": sha256(path), "size": path.stat().st_size} for name, path in files.items()}
+    return files, entries, json.dumps({"files": entries}, indent=2, sort_keys=True).encode()
+
+
 def publish(folder: Path, place: Path | str) -> str:
     """Copy a folder to a place: the files first, the manifest last.
 
@@ -231,10 +239,7 @@ def publish(folder: Path, place: Path | str) -> str:
     Returns:
         The manifest's SHA-256.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files.pop(MANIFEST, None)
-    entries = {name: {"sha256": sha256(path), "size": path.stat().st_size} for name, path in files.items()}
-    manifest = json.dumps({"files": entries}, indent=2, sort_keys=True).encode()
+    files, entries, manifest = _describe(folder)
     if not is_remote(place):
         with atomic_dir(Path(place)) as temporary:
             for name, path in files.items():
@@ -252,6 +257,15 @@ def publish(folder: Path, place: Path | str) -> str:
             client.upload_file(str(path), bucket, f"{prefix}/{name}".lstrip("/"), ExtraArgs=extra)
     write(f"{uri}/{MANIFEST}", manifest)
     return hashlib.sha256(manifest).hexdigest()
+
+
+def publish_once(folder: Path, root: Path | str) -> str:
+    """Publish a folder below `root` under its manifest's SHA-256, unless it stands there already; return the place."""
+    digest = hashlib.sha256(_describe(folder)[2]).hexdigest()
+    place = f"{absolute(root)}/{digest}"
+    if read(f"{place}/{MANIFEST}") is None:
+        publish(folder, place)
+    return place
 
 
 @contextmanager

@@ -51,6 +51,19 @@ def test_an_object_is_read_as_written_and_absent_is_none(place: str) -> None:
         assert storage.read(f"{place}/x") == data
 
 
+def test_the_same_folder_is_published_once(place: str, folder: Path, tmp_path: Path) -> None:
+    first = storage.publish_once(folder, place)
+    # What is there is not written again.
+    storage.write(f"{first}/index.bin", b"changed by hand")
+    assert storage.publish_once(folder, place) == first
+    assert storage.read(f"{first}/index.bin") == b"changed by hand"
+    (folder / "index.bin").write_bytes(b"other")
+    second = storage.publish_once(folder, place)
+    assert second != first
+    storage.fetch(second, tmp_path / "fetched")
+    assert contents(tmp_path / "fetched") == contents(folder)
+
+
 def test_a_folder_without_its_manifest_is_refused(place: str, folder: Path, tmp_path: Path) -> None:
     storage.write(f"{place}/index.bin", b"only a part has arrived")
     with pytest.raises(StorageError, match="nothing was published there, or not all of it"):
