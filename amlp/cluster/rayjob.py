@@ -321,6 +321,7 @@ class Launcher:
         self._head = ""
         self._last_line = ""
         self._last_read: float | None = None
+        self._log_refused = False
 
     def run(self) -> None:
         """Create the RayJob or go on with the one of an earlier launcher, and wait for its success.
@@ -354,7 +355,6 @@ class Launcher:
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
-        resource = "pods/log" if verb == "log" else f"{PLURAL}.{GROUP}"
         since, attempt = self.clock.now(), 0
         while True:
             try:
@@ -365,8 +365,8 @@ class Launcher:
                 if error.status in (401, 403):
                     raise NotAllowed(
                         f"Kubernetes answers {error.status} {error.reason}: this service account must be allowed to "
-                        f"`{'get' if verb == 'log' else verb}` {resource} in namespace {self.request.namespace}; see "
-                        "the launcher's Role and RoleBinding."
+                        f"`{verb}` {PLURAL}.{GROUP} in namespace {self.request.namespace}; see the launcher's Role and "
+                        "RoleBinding."
                     ) from error
                 if error.status and error.status < 500 and error.status != 429:
                     raise JobInvalid(f"Kubernetes refuses to {verb} {self.request.name}: {_answer(error)}") from error
@@ -515,7 +515,9 @@ class Launcher:
             )  # fmt: skip
         except ApiException as error:
             if error.status in (401, 403):
-                self._say_once(f"its log can't be read: not allowed to `get` pods/log ({error.status})")
+                if not self._log_refused:
+                    self._say(f"its log can't be read: not allowed to `get` pods/log ({error.status})")
+                self._log_refused = True
             # 400: the container has not started, or the submitter runs elsewhere.
             return error.status != 404
         except (HTTPError, OSError):
@@ -529,11 +531,6 @@ class Launcher:
                 self.tail.append(text)
                 print(f"  | {text}", flush=True)
         return True
-
-    def _say_once(self, text: str) -> None:
-        if text not in self.tail:
-            self.tail.append(text)
-            self._say(text)
 
     def _delete(self) -> None:
         """Delete the RayJob; KubeRay deletes its cluster. A failure is told and changes no outcome."""
