@@ -10,6 +10,7 @@ set AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL), AWS_ACCESS_KEY_ID and AWS_SECRET_
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -52,7 +53,16 @@ def endpoint() -> str | None:
 
 
 def s3_client() -> Any:
-    """Make a boto3 client with bounded waits: 5 tries a request, 5 s to connect, 60 s without a byte."""
+    """Return a boto3 client with bounded waits: 5 tries a request, 5 s to connect, 60 s without a byte.
+
+    One client serves the process, threads included, until the environment's AWS settings change.
+    """
+    return _s3_client(tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))))
+
+
+@functools.lru_cache(maxsize=2)
+def _s3_client(_settings: tuple[tuple[str, str], ...]) -> Any:
+    # Making one takes half a second, and a training saves its state after every epoch or few.
     import boto3
     from botocore.config import Config
 
@@ -69,7 +79,7 @@ def s3_client() -> Any:
         # Without a region, presigned links would be signed in a way that newer servers refuse.
         signature_version="s3v4",
     )
-    # A session of its own: boto3's shared one keeps the first credentials it saw, and is not safe to use in threads.
+    # A session of its own: boto3's shared one keeps the first credentials it saw.
     return boto3.session.Session().client("s3", endpoint_url=endpoint(), config=config)
 
 

@@ -39,9 +39,7 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    # Ray logs each report; the progress bar tells the same.
-    for name in ("ray", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _hush()
     place, name = absolute(folder).rsplit("/", 1)
     trainer = TorchTrainer(
         loop,
@@ -60,6 +58,12 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
         raise
     # Ray's own records of a run that ended well; what a resume needs is in the training state.
     remove(folder)
+
+
+def _hush() -> None:
+    """Keep Ray from logging each report; the progress bar tells the same."""
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _use_gpu(workers: int) -> bool:
@@ -131,6 +135,7 @@ def this_worker() -> Worker:
     import ray.train
     import ray.train.torch
 
+    _hush()
     context = ray.train.get_context()
     return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 

@@ -22,7 +22,7 @@ from amlp.training.pretrain import pretrain
 from tests.servers import RayHead, ray_head
 from tests.tiny import settings, write_shards
 
-EPOCHS, WORKERS = 12, 2
+EPOCHS, WORKERS = 10, 2
 TEMPLATE = Path(__file__).parents[2] / "unit/cluster/rayjob.yaml"
 
 
