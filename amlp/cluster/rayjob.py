@@ -3,9 +3,9 @@ r"""Submit a RayJob, watch it to its end, and delete it whatever happens.
     python -m amlp.cluster.rayjob --template k8s/base/rayjob.yaml --image IMAGE --run-id RUN --task pretrain \
         --workers 2 --gpus 1 -- python -m amlp.cluster.stage pretrain ...
 
-The service account needs create, get and delete on rayjobs.ray.io and get on pods/log, nothing else. The Ray job's log
-is that of the submitter, a container of the head pod (`submissionMode: SidecarMode`): the head is the only pod that the
-RayJob's status names, and finding a submitter's own pod would need the right to list pods.
+The service account needs create, get and delete on rayjobs.ray.io and get on pods/log, nothing else. The head is the
+only pod that a RayJob's status names, and finding a submitter's own pod would need the right to list pods; so the job's
+log is that of a container of the head: `job-log` of our template, or KubeRay's submitter in SidecarMode.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from amlp.errors import UserError
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 RUN_LABEL, OWNER_LABEL, TASK_LABEL = "amlp/pipeline-run", "amlp/owner", "amlp/task"
-# The name that KubeRay gives to the submitter in the head pod.
-SUBMITTER = "ray-job-submitter"
+# Containers of the head that print the job's log: our template's, and KubeRay's in SidecarMode.
+JOB_LOG, SUBMITTER = "job-log", "ray-job-submitter"
 # KubeRay appends to it for the cluster, the pods and the services, and a label holds 63 characters.
 NAME_LIMIT = 47
 # Lines of the log that an error repeats.
@@ -234,7 +234,12 @@ def build(template: Mapping[str, Any], request: JobRequest) -> dict[str, Any]:
     spec["preRunningDeadlineSeconds"] = int(request.deadlines.pre_running)
     head, workers = spec["rayClusterSpec"]["headGroupSpec"], spec["rayClusterSpec"]["workerGroupSpecs"][0]
     for group in (head, workers):
-        group["template"]["spec"]["containers"][0]["image"] = request.image
+        containers = group["template"]["spec"]["containers"]
+        ours = containers[0]["image"]
+        # Helpers of the same image change with it, others stay.
+        for container in containers:
+            if container["image"] == ours:
+                container["image"] = request.image
     workers |= {"replicas": request.workers, "minReplicas": request.workers, "maxReplicas": request.workers}
     pod = workers["template"]["spec"]
     resources = pod["containers"][0].setdefault("resources", {})
@@ -281,6 +286,14 @@ def outcome(status: Mapping[str, Any], *, queued: bool) -> tuple[str, type[RayJo
     if deployment == "Running" and job not in ("", "PENDING"):
         return "running", None
     return "waiting", None
+
+
+def log_container(job: Mapping[str, Any]) -> str:
+    """Return the head's container that prints the job's log, or Ray's own where none does."""
+    names = [c["name"] for c in job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]]
+    if JOB_LOG in names:
+        return JOB_LOG
+    return SUBMITTER if job["spec"].get("submissionMode") == "SidecarMode" else str(names[0])
 
 
 def _describe(status: Mapping[str, Any]) -> str:
@@ -510,7 +523,7 @@ class Launcher:
         since = None if self._last_read is None else int(now - self._last_read) + 10
         try:
             answer = self.core.read_namespaced_pod_log(
-                head, self.request.namespace, container=SUBMITTER, timestamps=True, tail_lines=1000,
+                head, self.request.namespace, container=log_container(self.job), timestamps=True, tail_lines=1000,
                 _preload_content=False, _request_timeout=30, **({} if since is None else {"since_seconds": since}),
             )  # fmt: skip
         except ApiException as error:
@@ -518,7 +531,7 @@ class Launcher:
                 if not self._log_refused:
                     self._say(f"its log can't be read: not allowed to `get` pods/log ({error.status})")
                 self._log_refused = True
-            # 400: the container has not started, or the submitter runs elsewhere.
+            # 400: the container has not started.
             return error.status != 404
         except (HTTPError, OSError):
             return True

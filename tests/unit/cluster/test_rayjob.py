@@ -127,6 +127,20 @@ def test_the_request_is_filled_in_and_the_rest_stays(
     assert spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
 
 
+def test_the_log_is_that_of_the_container_that_prints_it() -> None:
+    job = build(load_template(TEMPLATE), request())
+    assert rayjob.log_container(job) == "ray-job-submitter"
+    job["spec"]["submissionMode"] = "HTTPMode"
+    assert rayjob.log_container(job) == "head"
+    helpers = [{"name": "job-log", "image": "template"}, {"name": "proxy", "image": "proxy:1"}]
+    template = load_template(TEMPLATE)
+    template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"] += helpers
+    job = build(template, request())
+    assert rayjob.log_container(job) == "job-log"
+    containers = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert [container["image"] for container in containers] == ["amlp:abc", "amlp:abc", "proxy:1"]
+
+
 @pytest.mark.parametrize("word", ["a b", '{"a": 1}', "$(id)", "a;b", "~", ""])
 def test_a_word_that_needs_quotes_is_refused(word: str) -> None:
     with pytest.raises(UserError, match="would need quotes"):
