@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from amlp.cluster.storage import absolute, endpoint, is_remote, remove
+from amlp.cluster.storage import absolute, remove
 from amlp.errors import UserError
 
 T = TypeVar("T", np.ndarray, Tensor)
@@ -40,12 +40,13 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
     from ray.train.torch import TorchTrainer
 
     _hush()
+    # Arrow reads an address in S3, and finds the server by AWS_ENDPOINT_URL_S3 as we do.
     place, name = absolute(folder).rsplit("/", 1)
     trainer = TorchTrainer(
         loop,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=_use_gpu(workers)),
-        run_config=ray.train.RunConfig(name=name, **_ray_storage(place)),
+        run_config=ray.train.RunConfig(name=name, storage_path=place),
     )
     try:
         trainer.fit()
@@ -75,21 +76,6 @@ def _use_gpu(workers: int) -> bool:
     if not ray.is_initialized():
         ray.init(log_to_driver=True)
     return bool(ray.cluster_resources().get("GPU", 0) >= workers)
-
-
-def _ray_storage(place: str) -> dict[str, Any]:
-    """Return where Ray Train keeps its records, as `RunConfig` takes it."""
-    if not is_remote(place):
-        return {"storage_path": place}
-    import pyarrow.fs
-
-    # Arrow does not read AWS_ENDPOINT_URL_S3 when it is given an address.
-    server = endpoint()
-    scheme, _, host = server.rpartition("://") if server else ("https", "", None)
-    filesystem = pyarrow.fs.S3FileSystem(
-        endpoint_override=host, scheme=scheme or "https", connect_timeout=5, request_timeout=60
-    )
-    return {"storage_path": place.removeprefix("s3://"), "storage_filesystem": filesystem}
 
 
 @dataclass(frozen=True)
