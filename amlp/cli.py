@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _NAMED_VERSIONS = ("torch", "timm", "ray", "mlflow", "dvc", "great-expectations", "kfp")
 
 
+def _place(text: str) -> Path | str:
+    """A local path, or an address in S3, which a path would mangle."""
+    return text if text.startswith("s3://") else Path(text)
+
+
 def _params(args: argparse.Namespace) -> Params:
     from amlp.params import load_params
 
@@ -186,6 +191,10 @@ def build_parser() -> argparse.ArgumentParser:
         shown = f"{text} (default: {default})" if default else text
         to.add_argument(flag, type=Path, default=Path(default) if default else None, metavar="PATH", help=shown)
 
+    def place(to: argparse.ArgumentParser, flag: str, default: str | None, text: str) -> None:
+        shown = f"{text}; local or s3://bucket/prefix" + (f" (default: {default})" if default else "")
+        to.add_argument(flag, type=_place, default=Path(default) if default else None, metavar="PLACE", help=shown)
+
     def stage(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         added = command(name, run, text)
         path(added, "--params", "params.yaml", "the parameters")
@@ -204,23 +213,23 @@ def build_parser() -> argparse.ArgumentParser:
     path(preprocess, "--out", "data/shards", "folder to write")
 
     pretrain = stage("pretrain", _pretrain, "pre-train the encoder without labels")
-    path(pretrain, "--shards", "data/shards", "what preprocess wrote")
-    path(pretrain, "--out", "models/encoder", "folder to write")
-    path(pretrain, "--state", ".amlp/state", "folder for what a killed run goes on from")
+    place(pretrain, "--shards", "data/shards", "what preprocess wrote")
+    place(pretrain, "--out", "models/encoder", "folder to write")
+    place(pretrain, "--state", ".amlp/state", "folder for what a killed run goes on from")
 
     finetune = stage("finetune", _finetune, "train the segmenter on labelled images")
-    path(finetune, "--shards", "data/shards", "what preprocess wrote")
+    place(finetune, "--shards", "data/shards", "what preprocess wrote")
     start = finetune.add_mutually_exclusive_group()
     start.add_argument(
         "--encoder",
-        type=Path,
+        type=_place,
         default=Path("models/encoder"),
-        metavar="PATH",
-        help="what pretrain wrote (default: models/encoder)",
+        metavar="PLACE",
+        help="what pretrain wrote; local or s3://bucket/prefix (default: models/encoder)",
     )
     start.add_argument("--from-scratch", action="store_true", help="start from random weights, for comparison")
-    path(finetune, "--out", None, "folder to write (default: models/segmenter, or models/scratch when from scratch)")
-    path(finetune, "--state", ".amlp/state", "folder for what a killed run goes on from")
+    place(finetune, "--out", None, "folder to write (default: models/segmenter, or models/scratch when from scratch)")
+    place(finetune, "--state", ".amlp/state", "folder for what a killed run goes on from")
 
     evaluate = stage("evaluate", _evaluate, "score the segmenter and its baselines on the test split")
     path(evaluate, "--ingest", "data/ingest", "what ingest wrote")

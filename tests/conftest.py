@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from amlp.environment import quiet
+from tests.servers import S3Server, seaweedfs
 
 # Before anything imports ray, mlflow, great_expectations or matplotlib.
 quiet()
@@ -63,3 +66,23 @@ def tracking_uri(tmp_path: Path, migrated_database: Path) -> str:
     path = tmp_path / "mlflow.db"
     shutil.copy(migrated_database, path)
     return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server; tests that need it are skipped where its binary is missing."""
+    with seaweedfs(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Address of a test's own empty bucket; the environment holds the credentials, and the cache is the test's own."""
+    from amlp.cluster.storage import s3_client
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AMLP_CACHE", str(tmp_path / "cache"))
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3_client().create_bucket(Bucket=name)
+    return f"s3://{name}"

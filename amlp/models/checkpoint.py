@@ -66,13 +66,18 @@ class LoadReport:
         return text
 
 
-def save(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values; equal content gives equal bytes."""
+def to_bytes(value: Mapping[str, Any]) -> memoryview:
+    """Pack a dictionary of tensors and plain values; equal content gives equal bytes."""
     # Through memory: torch writes a file's own name into it, and the temporary name differs each time.
     buffer = io.BytesIO()
     torch.save(dict(value), buffer)
+    return buffer.getbuffer()
+
+
+def save(path: Path, value: Mapping[str, Any]) -> None:
+    """Write what `to_bytes` packs."""
     with atomic_file(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(to_bytes(value))
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ One reading direction: settings -> data -> model -> optimizer -> loop -> outputs
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import time
 from dataclasses import asdict
@@ -24,11 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amlp.cluster.storage import absolute, local_copy, output_dir, pin, read, write
 from amlp.data.augment import apply_views, jitter_intensity, random_views, step_generator
 from amlp.data.labels import labelled_subset
 from amlp.data.shards import ShardedSplit, read_stats
 from amlp.errors import UserError
-from amlp.files import atomic_dir, atomic_file, sha256, write_json
+from amlp.files import sha256, write_json
 from amlp.models.checkpoint import SCORES, InputStats, save, transfer_encoder
 from amlp.models.encoder import Encoder, EncoderPlan
 from amlp.models.segmenter import Segmenter, build_network, lesion_probability
@@ -106,10 +108,10 @@ def _loop(config: dict[str, Any]) -> None:
     device = worker.device
     torch.manual_seed(params.seed)
 
-    shards = Path(config["shards"])
+    shards = local_copy(config["shards"])
     train, val = ShardedSplit.open(shards, "train"), ShardedSplit.open(shards, "val")
     # Lesion categories (N, h, w) of all training images; None learns the masks of the labelled ones.
-    categories = np.load(config["categories"], mmap_mode="r") if config["categories"] else None
+    categories = _read_array(config["categories"]) if config["categories"] else None
     if categories is None:
         rows, epochs = labelled_subset(train.index, settings.label_fraction, params.seed), settings.epochs
     else:
@@ -125,17 +127,17 @@ def _loop(config: dict[str, Any]) -> None:
     stats, decay = InputStats(**config["input"]), 1.0
     if config["encoder"]:
         assert isinstance(model, Segmenter), "finetune() refuses an encoder for another network"
-        transfer_encoder(Path(config["encoder"]), model.encoder, min_matched=settings.min_matched)
+        transfer_encoder(local_copy(config["encoder"]) / "encoder.pt", model.encoder, min_matched=settings.min_matched)
         decay = settings.layer_decay
     if config["start"]:
-        model.load_state_dict(TrainingState(Path(config["start"])).finished(settings.category_epochs)["average"])
+        model.load_state_dict(TrainingState(config["start"]).finished(settings.category_epochs)["average"])
     model = model.to(device)
     average = WeightAverage(model, settings.ema)
     optimizer = adamw(layer_groups(model, decay), weight_decay=settings.weight_decay, betas=(0.9, 0.999))
     parameters = [p for p in model.parameters() if p.requires_grad]
     precision = resolve_precision(settings.precision, device)
 
-    state = TrainingState(Path(config["state"]))
+    state = TrainingState(config["state"])
     history: list[dict[str, float]] = []
     system: list[dict[str, float]] = []
     best: dict[str, Any] = {"dsc": -1.0, "epoch": -1, "state": {}}
@@ -262,6 +264,12 @@ def _loop(config: dict[str, Any]) -> None:
             worker.report(history[-1])
 
 
+def _read_array(place: str) -> np.ndarray:
+    data = read(place)
+    assert data is not None, f"{place}: finetune() writes it before the workers start"
+    return np.load(io.BytesIO(data))
+
+
 def _categories(settings: FinetuneParams, shards: Path, encoder: Path | None) -> np.ndarray | None:
     """Lesion categories (N, h, w) to learn before the labels, in the training split's row order; None without any.
 
@@ -286,8 +294,12 @@ def _categories(settings: FinetuneParams, shards: Path, encoder: Path | None) ->
     return maps if maps.max() > 0.5 else None
 
 
-def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, state: Path) -> dict[str, Any]:
+def finetune(
+    *, params: Params, shards: Path | str, encoder: Path | str | None, out: Path | str, state: Path | str
+) -> dict[str, Any]:
     """Train a segmenter and keep the epoch that is best on the validation split.
+
+    Each folder is a local path or `s3://bucket/prefix`.
 
     Args:
         params: the `finetune` and `encoder` sections and the seed count here.
@@ -309,10 +321,14 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
             "--from-scratch, or set `vit`."
         )
     check_shares(settings.batch, settings.num_workers, "finetune.batch")
+    source = pin(shards)
+    shards = local_copy(source)
     stats = read_stats(shards)
     if not ShardedSplit.open(shards, "val").index["labelled"].any():
         raise UserError(f"{shards}: the validation split holds no image with a mask, so no epoch can be chosen by it.")
     plan = EncoderPlan(channels=stats.channels, height=stats.height, width=stats.width, **params.encoder.model_dump())
+    start = pin(encoder) if encoder else None
+    encoder = local_copy(start) if start else None
     checkpoint = encoder / "encoder.pt" if encoder else None
     if checkpoint and not checkpoint.is_file():
         raise UserError(f"{checkpoint}: not found; run `amlp pretrain` first, or train with --from-scratch.")
@@ -323,8 +339,8 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
         print(f"Encoder {checkpoint}: {report}")
     config = {
         "params": params.model_dump(by_alias=True),
-        "shards": str(shards.resolve()),
-        "encoder": str(checkpoint.resolve()) if checkpoint else None,
+        "shards": source,
+        "encoder": start,
         "plan": asdict(plan),
         "input": asdict(inputs),
     }
@@ -338,22 +354,23 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
         sha256(checkpoint) if checkpoint else None,
         hashlib.sha256(maps.tobytes()).hexdigest() if maps is not None else None,
     )
-    training = TrainingState(state / f"finetune-{digest}")
-    before = TrainingState(training.folder / "categories")
-    config |= {"state": str(training.folder.resolve()), "categories": None, "start": None}
+    training = TrainingState(f"{absolute(state)}/finetune-{digest}")
+    before = TrainingState(f"{training.place}/categories")
+    records = f"{absolute(state)}/ray/finetune-{digest}"
+    config |= {"state": training.place, "categories": None, "start": None}
 
     def train(**changed: str) -> None:
-        launch(_loop, config | changed, workers=settings.num_workers, folder=state / "ray" / training.folder.name)
+        launch(_loop, config | changed, workers=settings.num_workers, folder=records)
 
     with training.locked():
         warm: dict[str, Any] = {"seconds": 0.0, "system": []}
         if maps is not None:
-            file = training.folder / SCORES
-            with atomic_file(file) as temporary:
-                np.save(temporary, maps)
-            train(state=str(before.folder.resolve()), categories=str(file.resolve()))
+            file, buffer = f"{training.place}/{SCORES}", io.BytesIO()
+            np.save(buffer, maps)
+            write(file, buffer.getbuffer())
+            train(state=before.place, categories=file)
             warm = before.finished(settings.category_epochs)
-            config["start"] = str(before.folder.resolve())
+            config["start"] = before.place
         train()
         end = training.finished(settings.epochs)
         metrics = {
@@ -365,7 +382,7 @@ def finetune(*, params: Params, shards: Path, encoder: Path | None, out: Path, s
         }
         # One clock for both trainings.
         system = warm["system"] + [row | {"seconds": row["seconds"] + warm["seconds"]} for row in end["system"]]
-        with atomic_dir(out) as folder:
+        with output_dir(out) as folder:
             save(
                 folder / "segmenter.pt",
                 {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +14,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amlp.cluster.storage import absolute, remove
 from amlp.errors import UserError
 
 T = TypeVar("T", np.ndarray, Tensor)
 
 
-def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, folder: Path) -> None:
+def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, folder: Path | str) -> None:
     """Run `loop(config)` under Ray Train and wait for it.
 
     Args:
         loop: an importable function; on each worker it may use `world()` and `torch.distributed`.
         config: plain values.
         workers: 0 runs in this process without a cluster; n starts n workers.
-        folder: where Ray keeps its own records; must be shared by the workers.
+        folder: where Ray keeps its own records, local or in S3; must be shared by the workers.
 
     Raises:
         UserError: the batch can't be shared evenly by the workers.
@@ -39,15 +39,14 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    # Ray logs each report; the progress bar tells the same.
-    for name in ("ray", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    gpu = torch.cuda.is_available()
+    _hush()
+    # Arrow reads an address in S3, and finds the server by AWS_ENDPOINT_URL_S3 as we do.
+    place, name = absolute(folder).rsplit("/", 1)
     trainer = TorchTrainer(
         loop,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
-        run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent.resolve())),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=_use_gpu(workers)),
+        run_config=ray.train.RunConfig(name=name, storage_path=place),
     )
     try:
         trainer.fit()
@@ -59,7 +58,24 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
                 raise cause from error
         raise
     # Ray's own records of a run that ended well; what a resume needs is in the training state.
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
+
+
+def _hush() -> None:
+    """Keep Ray from logging each report; the progress bar tells the same."""
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _use_gpu(workers: int) -> bool:
+    """Whether each worker can have a GPU; asks the cluster, for its head, where this runs, often has none."""
+    if workers == 0:
+        return torch.cuda.is_available()
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True)
+    return bool(ray.cluster_resources().get("GPU", 0) >= workers)
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,7 @@ def this_worker() -> Worker:
     import ray.train
     import ray.train.torch
 
+    _hush()
     context = ray.train.get_context()
     return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amlp.cluster.storage import absolute, local_copy, output_dir, pin
 from amlp.data.augment import apply_views, random_views, step_generator
 from amlp.data.shards import ShardedSplit, read_stats
 from amlp.errors import UserError
-from amlp.files import atomic_dir, write_json
+from amlp.files import write_json
 from amlp.method.losses import ramp, target_width
 from amlp.method.objective import amlp_loss
 from amlp.method.ratio import masking_ratio
@@ -112,7 +113,7 @@ def _loop(config: dict[str, Any]) -> None:
 
     plan = EncoderPlan(**config["plan"])
     stats = InputStats(**config["input"])
-    train = ShardedSplit.open(Path(config["shards"]), "train")
+    train = ShardedSplit.open(local_copy(config["shards"]), "train")
     stream = RowStream(np.arange(len(train)), batch=settings.batch, seed=params.seed)
     total = stream.steps_per_epoch * settings.epochs
     scores = ScoreMaps(train.scores(np.arange(len(train))))
@@ -125,7 +126,7 @@ def _loop(config: dict[str, Any]) -> None:
     precision = resolve_precision(settings.precision, device)
     monitor = Monitor(train, plan=plan, stats=stats, settings=settings, seed=params.seed, device=device)
 
-    state = TrainingState(Path(config["state"]))
+    state = TrainingState(config["state"])
     history: list[dict[str, float]] = []
     steps: list[list[float]] = []
     system: list[dict[str, float]] = []
@@ -262,8 +263,8 @@ def views(
     return stats.normalise(both[:, :-1]), pooled > 0.5
 
 
-def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[str, Any]:
-    """Pre-train an encoder on the training split.
+def pretrain(*, params: Params, shards: Path | str, out: Path | str, state: Path | str) -> dict[str, Any]:
+    """Pre-train an encoder on the training split; each folder is a local path or `s3://bucket/prefix`.
 
     Args:
         params: the `pretrain` and `encoder` sections and the seed count here.
@@ -282,6 +283,8 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
 
     settings = params.pretrain
     check_shares(settings.batch, settings.num_workers, "pretrain.batch")
+    source = pin(shards)
+    shards = local_copy(source)
     stats = read_stats(shards)
     if stats.height % params.encoder.patch or stats.width % params.encoder.patch:
         raise UserError(
@@ -296,16 +299,17 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
     plan = EncoderPlan(channels=stats.channels, height=stats.height, width=stats.width, **params.encoder.model_dump())
     inputs = InputStats(mean=stats.mean, std=stats.std)
     digest = run_digest(settings.model_dump(), params.seed, asdict(plan), data_digest(shards), code_digest())
-    training = TrainingState(state / f"pretrain-{digest}")
+    training = TrainingState(f"{absolute(state)}/pretrain-{digest}")
     config = {
         "params": params.model_dump(by_alias=True),
-        "shards": str(shards.resolve()),
+        "shards": source,
         "plan": asdict(plan),
         "input": asdict(inputs),
-        "state": str(training.folder.resolve()),
+        "state": training.place,
     }
     with training.locked():
-        launch(_loop, config, workers=settings.num_workers, folder=state / "ray" / f"pretrain-{digest}")
+        records = f"{absolute(state)}/ray/pretrain-{digest}"
+        launch(_loop, config, workers=settings.num_workers, folder=records)
 
         end = training.load()
         assert end is not None and end["epoch"] == settings.epochs, "the training loop ended before its last epoch"
@@ -325,7 +329,7 @@ def pretrain(*, params: Params, shards: Path, out: Path, state: Path) -> dict[st
             "probe_auc_untrained": end["monitor"]["untrained"],
         }
         metrics |= {name: value for name, value in probe.items() if not math.isnan(value)}
-        with atomic_dir(out) as folder:
+        with output_dir(out) as folder:
             save_encoder(folder / "encoder.pt", model.encoder, inputs)
             pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
             table = pd.DataFrame(end["steps"], columns=["ratio", "loss", "reconstruction", "rrl", "ccl", "grad_norm"])

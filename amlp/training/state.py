@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 import amlp
+from amlp.cluster.storage import absolute, is_remote, read, remove, write
 from amlp.errors import UserError
 from amlp.files import sha256
-from amlp.models.checkpoint import save
+from amlp.models.checkpoint import to_bytes
 
 
 def run_digest(*parts: Any) -> str:
@@ -40,16 +41,30 @@ def data_digest(shards: Path) -> str:
 
 
 class TrainingState:
-    """The last checkpoint of one training."""
+    """The last checkpoint of one training.
+
+    Args:
+        place: a local folder, or `s3://bucket/prefix` that a new cluster goes on from.
+    """
+
+    def __init__(self, place: Path | str) -> None:
+        self.place = absolute(place)
+        self.file = f"{self.place}/last.pt"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the training for this process.
+        """Hold the training for this process; in S3 nothing is held.
+
+        A lease in S3 would outlive the node that was killed and keep its successor waiting. Two drivers at once do no
+        harm but waste: the same training writes the same checkpoints, each whole, and a RayJob's name is taken once.
 
         Raises:
             UserError: another process runs it, such as one whose parent was killed.
         """
-        lock = self.folder.with_name(f"{self.folder.name}.lock")
+        if is_remote(self.place):
+            yield
+            return
+        lock = Path(f"{self.place}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("w") as file:
             try:
@@ -61,13 +76,13 @@ class TrainingState:
             yield
             lock.unlink(missing_ok=True)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file = folder / "last.pt"
-
     def load(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None when there is none."""
-        return torch.load(self.file, map_location="cpu", weights_only=True) if self.file.is_file() else None
+        data = read(self.file)
+        if data is None:
+            return None
+        value: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return value
 
     def finished(self, epochs: int) -> dict[str, Any]:
         """Return the last checkpoint of a training that ran to its end."""
@@ -76,8 +91,8 @@ class TrainingState:
         return end
 
     def save(self, value: dict[str, Any]) -> None:
-        save(self.file, value)
+        write(self.file, to_bytes(value))
 
     def discard(self) -> None:
         """Forget the training once its outputs are written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.place)

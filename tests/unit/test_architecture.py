@@ -42,7 +42,7 @@ UNSEEN = {
     "report": ["templates/report.html.j2"],
 }
 # What these hold cannot change a stage's result, and every stage would depend on them. params.py: DVC sees the values.
-SHARED = {"amlp.environment", "amlp.errors", "amlp.files", "amlp.params", "amlp.progress"}
+SHARED = {"amlp.cluster.storage", "amlp.environment", "amlp.errors", "amlp.files", "amlp.params", "amlp.progress"}
 
 
 def module_file(module: str) -> Path | None:
@@ -130,6 +130,37 @@ def test_dependencies_point_one_way(layer: str) -> None:
     forbidden = {*LAYERS[LAYERS.index(layer) + 1 :], "benchmarks", "tests"}
     for file in (PROJECT / layer).rglob("*.py"):
         assert not packages(file, top=False) & forbidden, f"{file.relative_to(PROJECT)} imports a later layer"
+
+
+def test_the_library_runs_without_kubeflow() -> None:
+    for file in (PROJECT / "amlp").rglob("*.py"):
+        assert not packages(file, top=False) & {"kfp", "kfp_kubernetes"}, (
+            f"{file.relative_to(PROJECT)}: no place for kfp"
+        )
+
+
+def test_storage_is_below_training_and_the_launcher_above() -> None:
+    """Training keeps its state through storage; what submits and runs jobs on a cluster is nobody's part."""
+
+    def parts(file: Path) -> set[str]:
+        return {name for name in imported(ast.walk(ast.parse(file.read_text()))) if name.startswith("amlp.")}
+
+    cluster = PROJECT / "amlp/cluster"
+    below = {name.split(".")[1] for name in parts(cluster / "storage.py")}
+    assert below == {"errors", "files"}
+    for file in (PROJECT / "amlp").rglob("*.py"):
+        if file.parent != cluster:
+            used = {name for name in parts(file) if name.startswith("amlp.cluster")}
+            assert all(name.startswith("amlp.cluster.storage") for name in used), file.relative_to(PROJECT)
+    # A pipeline's image starts RayJobs without the libraries of training.
+    for name in parts(cluster / "rayjob.py"):
+        assert name.split(".")[1] in ("errors",), name
+
+
+def test_only_the_client_factory_makes_s3_clients() -> None:
+    for file in (PROJECT / "amlp").rglob("*.py"):
+        if file.name != "storage.py":
+            assert "boto3" not in packages(file, top=False), f"{file.relative_to(PROJECT)}: use amlp.cluster.storage"
 
 
 def test_the_library_imports_only_light_packages_at_module_top() -> None:

@@ -105,3 +105,11 @@ def test_telemetry_is_off_unless_the_user_wants_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DO_NOT_TRACK", "0")
     main(["summary", "--root", str(tmp_path)])
     assert {name: os.environ[name] for name in QUIET} == QUIET | {"DO_NOT_TRACK": "0"}
+
+
+@pytest.mark.parametrize("command", [["pretrain"], ["finetune", "--encoder", "s3://bucket/encoder"]])
+def test_training_takes_addresses_in_s3_as_they_are(command: list[str]) -> None:
+    flags = [word for name in ("shards", "state", "out") for word in (f"--{name}", f"s3://bucket/{name}")]
+    args = build_parser().parse_args([*command, *flags])
+    assert (args.shards, args.state, args.out) == ("s3://bucket/shards", "s3://bucket/state", "s3://bucket/out")
+    assert command[0] == "pretrain" or args.encoder == "s3://bucket/encoder"

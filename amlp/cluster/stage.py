@@ -1,0 +1,99 @@
+r"""What a RayJob runs: one training stage whose inputs, outputs and state are in S3.
+
+    python -m amlp.cluster.stage pretrain --params s3://b/run/params.json --shards s3://b/run/shards \
+        --state s3://b/state --out s3://b/run/encoder
+    python -m amlp.cluster.stage finetune ... --encoder s3://b/run/encoder --out s3://b/run/segmenter
+    python -m amlp.cluster.stage scratch ... --out s3://b/run/scratch
+
+The same functions as `amlp pretrain` and `amlp finetune`. Started again, on another cluster too, it goes on from the
+state. Local paths do as well where all nodes share them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from amlp.cluster.storage import check_storage, pin, read
+from amlp.environment import quiet
+from amlp.errors import UserError
+from amlp.params import Params, parse_params
+
+STAGES = ("pretrain", "finetune", "scratch")
+
+
+def read_params(place: str) -> Params:
+    """Read parameters as JSON.
+
+    Raises:
+        UserError: there are none, or they are wrong.
+    """
+    data = read(place)
+    if data is None:
+        raise UserError(f"{place}: not found; expected the parameters as JSON.")
+    try:
+        values = json.loads(data)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON: {error}") from error
+    return parse_params(values, place)
+
+
+def run_stage(*, stage: str, params: Params, shards: str, encoder: str | None, out: str, state: str) -> None:
+    """Check that everything can be reached, then run the stage; it fetches, trains, publishes and clears its state.
+
+    Raises:
+        UserError: the storage fails, an input is missing, or what the stage itself raises.
+    """
+    # Before the workers are taken for hours.
+    check_storage(out)
+    check_storage(state)
+    pin(shards)
+    if stage == "pretrain":
+        from amlp.training.pretrain import pretrain
+
+        pretrain(params=params, shards=shards, out=out, state=state)
+    else:
+        from amlp.training.finetune import finetune
+
+        if encoder:
+            pin(encoder)
+        finetune(params=params, shards=shards, encoder=encoder, out=out, state=state)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m amlp.cluster.stage", description="Run one training stage with its files in S3."
+    )
+    parser.add_argument("stage", choices=STAGES)
+    for flag, text in (
+        ("--params", "the parameters, a JSON file"),
+        ("--shards", "what preprocess wrote, published"),
+        ("--out", "where the outputs go"),
+        ("--state", "where a killed run goes on from"),
+    ):
+        parser.add_argument(flag, required=True, metavar="PLACE", help=f"{text}; s3://bucket/prefix or a shared path")
+    parser.add_argument("--encoder", metavar="PLACE", help="what pretrain published; finetune alone takes it")
+    args = parser.parse_args(argv)
+    if (args.stage == "finetune") != bool(args.encoder):
+        parser.error("finetune needs --encoder, and the other stages take none")
+    quiet()
+    try:
+        run_stage(
+            stage=args.stage,
+            params=read_params(args.params),
+            shards=args.shards,
+            encoder=args.encoder,
+            out=args.out,
+            state=args.state,
+        )
+    except UserError as error:
+        print(f"amlp: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

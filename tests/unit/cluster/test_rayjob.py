@@ -1,0 +1,381 @@
+"""The RayJob that the launcher makes, and what it says to every answer of the Kubernetes API.
+
+The API is a real HTTP server with a script, the client the real one; only time is played, so no test waits.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amlp.cluster import rayjob
+from amlp.cluster.rayjob import Clock, Deadlines, JobRequest, Launcher, build, job_name, load_template, outcome
+from amlp.errors import UserError
+from tests.kube_api import KubeApi, kube_api
+
+pytest.importorskip("kubernetes", reason="the launcher's client comes with the `pipelines` extra")
+
+TEMPLATE = Path(__file__).with_name("rayjob.yaml")
+ENTRYPOINT = ["python", "-m", "amlp.cluster.stage", "pretrain", "--out", "s3://b/out"]
+DEADLINES = Deadlines(total=7200, pre_running=900, head_lost=120, api_outage=200)
+HEAD = {"head": {"podName": "head-1"}}
+RUNNING: dict[str, Any] = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "rayClusterStatus": HEAD}
+SUCCEEDED: dict[str, Any] = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "rayClusterStatus": HEAD}
+INITIALIZING: dict[str, Any] = {
+    "jobDeploymentStatus": "Initializing",
+    "rayClusterStatus": {"desiredWorkerReplicas": 2, "reason": "Insufficient nvidia.com/gpu"},
+}
+
+
+class PlayedTime:
+    """A clock that moves when somebody waits, and a little at every look."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        self.seconds += 0.001
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        assert 0 < seconds <= 30
+        self.seconds += seconds
+
+
+def request(**changes: Any) -> JobRequest:
+    values: dict[str, Any] = {"run_id": "run-1", "task": "pretrain", "entrypoint": ENTRYPOINT, "image": "amlp:abc"}
+    return JobRequest(**values | {"deadlines": DEADLINES} | changes)
+
+
+@pytest.fixture
+def api() -> Iterator[KubeApi]:
+    with kube_api() as api:
+        api.logs["head-1"] = "2026-01-01T00:00:01.000000000Z step 1\n2026-01-01T00:00:02.000000000Z step 2\n"
+        yield api
+
+
+def run(api: KubeApi, **changes: Any) -> None:
+    wanted, time = request(**changes), PlayedTime()
+    job = build(load_template(TEMPLATE), wanted)
+    Launcher(rayjob.connect(api.host), wanted, job, clock=Clock(time.now, time.sleep), seed=0).run()
+
+
+@given(run_id=st.text(), task=st.text(), other=st.text())
+def test_a_name_is_valid_and_the_tasks_own(run_id: str, task: str, other: str) -> None:
+    name = job_name(run_id, task)
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 47
+    assert name == job_name(run_id, task)
+    assert (name == job_name(other, task)) == (run_id == other)
+    assert (name == job_name(run_id, other)) == (task == other)
+
+
+def test_a_name_tells_task_and_run() -> None:
+    assert job_name("2f6c8a", "pretrain").startswith("amlp-pretrain-2f6c8a-")
+
+
+@given(text=st.text())
+def test_a_label_is_one_that_kubernetes_takes(text: str) -> None:
+    assert re.fullmatch(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", rayjob.label_value(text))
+    assert len(rayjob.label_value(text)) <= 63
+
+
+_VALUES = st.dictionaries(st.sampled_from("abc"), st.text(max_size=5), max_size=3)
+
+
+@given(labels=_VALUES, selector=_VALUES, extra=_VALUES, workers=st.integers(1, 64), gpus=st.integers(0, 8))
+def test_the_request_is_filled_in_and_the_rest_stays(
+    labels: dict[str, str], selector: dict[str, str], extra: dict[str, str], workers: int, gpus: int
+) -> None:
+    template = load_template(TEMPLATE)
+    template["metadata"]["labels"] |= labels
+    template["spec"]["runtimeEnvYAML"] = str(extra)
+    before = copy.deepcopy(template)
+    wanted = request(workers=workers, gpus=gpus, node_selector=selector, queue="gpu", tolerations=[{"key": "gpu"}])
+    job = build(template, wanted)
+    assert template == before, "the template is not changed"
+
+    metadata, spec = job["metadata"], job["spec"]
+    assert metadata["name"] == wanted.name
+    assert metadata["labels"].items() >= ({"team": "imaging"} | labels).items()
+    assert metadata["labels"]["amlp/pipeline-run"] == "run-1" and metadata["labels"]["amlp/owner"] == "amlp"
+    assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "gpu"
+    assert spec["entrypoint"] == " ".join(ENTRYPOINT)
+    assert (spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (7200, 900)
+    group = spec["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == workers
+    pod = group["template"]["spec"]
+    assert pod["nodeSelector"] == {"disk": "fast"} | selector
+    assert pod["tolerations"] == [{"key": "spot", "operator": "Exists"}, {"key": "gpu"}]
+    container = pod["containers"][0]
+    assert container["image"] == "amlp:abc"
+    limits = {"cpu": "4", "memory": "16Gi"} | ({"nvidia.com/gpu": gpus} if gpus else {})
+    assert container["resources"]["limits"] == limits
+    # All that the request says nothing about.
+    for same in ("submissionMode", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit"):
+        assert spec[same] == before["spec"][same]
+    assert spec["runtimeEnvYAML"] == str(extra)
+    assert spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+
+
+def test_the_log_is_that_of_the_container_that_prints_it() -> None:
+    job = build(load_template(TEMPLATE), request())
+    assert rayjob.log_container(job) == "ray-job-submitter"
+    job["spec"]["submissionMode"] = "HTTPMode"
+    assert rayjob.log_container(job) == "head"
+    helpers = [{"name": "job-log", "image": "template"}, {"name": "proxy", "image": "proxy:1"}]
+    template = load_template(TEMPLATE)
+    template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"] += helpers
+    job = build(template, request())
+    assert rayjob.log_container(job) == "job-log"
+    containers = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert [container["image"] for container in containers] == ["amlp:abc", "amlp:abc", "proxy:1"]
+
+
+@pytest.mark.parametrize("word", ["a b", '{"a": 1}', "$(id)", "a;b", "~", ""])
+def test_a_word_that_needs_quotes_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="would need quotes"):
+        build(load_template(TEMPLATE), request(entrypoint=["python", word]))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "kind: RayJob", "apiVersion: ray.io/v1\nkind: Job\nspec: {rayClusterSpec: {}}"]
+)
+def test_what_is_no_rayjob_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rayjob.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"rayjob\.yaml"):
+        load_template(tmp_path / "rayjob.yaml")
+
+
+@pytest.mark.parametrize(
+    ("deployment", "job", "reason", "expected"),
+    [
+        ("", "", "", ("waiting", None)),
+        ("Initializing", "", "", ("waiting", None)),
+        ("Waiting", "", "", ("waiting", None)),
+        ("Retrying", "FAILED", "AppFailed", ("waiting", None)),
+        ("Scheduled", "", "", ("waiting", None)),
+        ("Running", "", "", ("waiting", None)),
+        ("Running", "PENDING", "", ("waiting", None)),
+        ("Running", "RUNNING", "", ("running", None)),
+        ("Running", "SUCCEEDED", "", ("running", None)),
+        ("Complete", "SUCCEEDED", "", ("succeeded", None)),
+        ("Complete", "FAILED", "AppFailed", ("failed", rayjob.JobFailed)),
+        ("Complete", "STOPPED", "", ("failed", rayjob.JobStopped)),
+        ("Complete", "", "", ("failed", rayjob.JobFailed)),
+        ("Failed", "FAILED", "AppFailed", ("failed", rayjob.JobFailed)),
+        ("Failed", "", "SubmissionFailed", ("failed", rayjob.JobFailed)),
+        ("Failed", "RUNNING", "DeadlineExceeded", ("failed", rayjob.DeadlineExceeded)),
+        ("Failed", "", "PreRunningDeadlineExceeded", ("failed", rayjob.NeverStarted)),
+        ("Failed", "RUNNING", "JobStatusCheckTimeoutExceeded", ("failed", rayjob.HeadLost)),
+        ("Failed", "STOPPED", "", ("failed", rayjob.JobStopped)),
+        ("Failed", "", "ValidationFailed", ("failed", rayjob.JobInvalid)),
+        ("ValidationFailed", "", "", ("failed", rayjob.JobInvalid)),
+        ("Suspended", "", "", ("failed", rayjob.JobSuspended)),
+        ("Suspending", "RUNNING", "", ("failed", rayjob.JobSuspended)),
+    ],
+)
+def test_every_status_has_one_meaning(deployment: str, job: str, reason: str, expected: tuple[str, Any]) -> None:
+    status = {"jobDeploymentStatus": deployment, "jobStatus": job, "reason": reason}
+    assert outcome(status, queued=False) == expected
+
+
+def test_a_queue_suspends_what_waits_its_turn() -> None:
+    for deployment in ("Suspending", "Suspended"):
+        assert outcome({"jobDeploymentStatus": deployment}, queued=True) == ("waiting", None)
+
+
+def test_every_outcome_has_an_exit_code_of_its_own() -> None:
+    codes = [kind.exit_code for kind in rayjob.RayJobError.__subclasses__()]
+    assert len(set(codes)) == len(codes) and not {0, 1, 2} & set(codes)
+
+
+def test_success_streams_status_and_log_once_and_deletes(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.statuses = [{}, INITIALIZING, RUNNING, RUNNING, SUCCEEDED]
+    run(api, workers=2, gpus=1)
+    assert api.deleted
+    assert api.created[0]["metadata"]["name"] == job_name("run-1", "pretrain")
+    told = capsys.readouterr().out
+    assert "Initializing, 0 of 2 workers ready, Insufficient nvidia.com/gpu" in told
+    assert told.count("| step 1") == told.count("| step 2") == 1, "two reads of the log overlap"
+    assert "container=ray-job-submitter" in next(path for _, path in api.requests if "/log" in path)
+
+
+def test_a_failure_shows_the_message_and_the_last_lines(api: KubeApi) -> None:
+    api.statuses = [RUNNING, SUCCEEDED | {"jobStatus": "FAILED", "reason": "AppFailed", "message": "exit code 2"}]
+    with pytest.raises(rayjob.JobFailed, match=r"(?s)exit code 2.*\| step 2"):
+        run(api)
+    assert api.deleted
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected", "text"),
+    [
+        ([RUNNING, SUCCEEDED | {"jobStatus": "STOPPED"}], rayjob.JobStopped, "STOPPED"),
+        ([{"jobDeploymentStatus": "ValidationFailed", "message": "bad spec"}], rayjob.JobInvalid, "bad spec"),
+        ([RUNNING, {"jobDeploymentStatus": "Suspended"}], rayjob.JobSuspended, "Suspended"),
+        ([{}], rayjob.NeverStarted, "not yet seen by KubeRay"),
+        ([INITIALIZING], rayjob.NeverStarted, r"does not run after 9\d\d s .*Insufficient nvidia\.com/gpu"),
+        ([{"jobDeploymentStatus": "Waiting"}], rayjob.NeverStarted, "Waiting"),
+        ([RUNNING, {"jobDeploymentStatus": "Retrying"}], rayjob.NeverStarted, "Retrying"),
+        ([RUNNING | {"jobStatus": "PENDING"}], rayjob.NeverStarted, "PENDING"),
+        ([RUNNING], rayjob.DeadlineExceeded, r"still Running, RUNNING after 72\d\d s"),
+        ([RUNNING, RUNNING | {"rayClusterStatus": {}}], rayjob.HeadLost, "head is gone"),
+        ([RUNNING | {"jobStatusCheckFailureStartTime": "2026-01-01T00:00:00Z"}], rayjob.HeadLost, "head is gone"),
+        ([RUNNING, 503], rayjob.ApiUnavailable, r"unavailable for 2\d\d s"),
+        ([RUNNING, "drop"], rayjob.ApiUnavailable, "unavailable"),
+        ([403], rayjob.NotAllowed, r"`get` rayjobs\.ray\.io in namespace amlp; see the launcher's Role"),
+    ],
+)
+def test_limbo_and_trouble_end_with_an_outcome_and_a_deletion(
+    api: KubeApi, statuses: list[Any], expected: type[Exception], text: str
+) -> None:
+    api.statuses = statuses
+    with pytest.raises(expected, match=text):
+        run(api)
+    assert api.deleted
+
+
+def test_a_job_that_somebody_deletes_is_told(api: KubeApi) -> None:
+    api.statuses = [RUNNING]
+    api.before_get = lambda: api.jobs.clear() if api.polls == 3 else None
+    with pytest.raises(rayjob.JobDeleted, match="deleted by somebody else"):
+        run(api)
+    assert api.deleted
+
+
+def test_a_head_pod_that_is_gone_is_noticed_by_its_log(api: KubeApi) -> None:
+    api.statuses = [RUNNING]
+    api.before_get = lambda: api.logs.pop("head-1") if api.polls == 3 else None
+    with pytest.raises(rayjob.HeadLost, match=r"(?s)head is gone for 1\d\d s.*step 2"):
+        run(api)
+    assert api.deleted
+
+
+def test_trouble_that_passes_is_borne(api: KubeApi) -> None:
+    api.statuses = [500, 503, {}, "drop", 429, RUNNING, 502, 504, 500, RUNNING, SUCCEEDED]
+    api.creations = [500, "drop"]
+    api.deletions = [500, 503]
+    run(api)
+    assert api.deleted
+
+
+def test_a_job_in_a_queue_may_be_suspended_and_run_again(api: KubeApi) -> None:
+    suspended = {"jobDeploymentStatus": "Suspended"}
+    api.statuses = [suspended, suspended, RUNNING, suspended, RUNNING, SUCCEEDED]
+    run(api, queue="gpu")
+    assert api.deleted
+    api.statuses = [suspended]
+    with pytest.raises(rayjob.NeverStarted):
+        run(api, queue="gpu")
+    assert api.deleted
+
+
+def test_a_restarted_launcher_goes_on_with_the_job_that_is_there(
+    api: KubeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.jobs[request().name] = build(load_template(TEMPLATE), request())
+    api.statuses = [RUNNING, SUCCEEDED]
+    run(api)
+    assert "exists already: going on with it" in capsys.readouterr().out
+    assert api.deleted and not api.created
+
+
+def test_a_job_whose_creation_was_not_answered_is_found_again(api: KubeApi) -> None:
+    api.creations = ["created, then drop"]
+    api.statuses = [RUNNING, SUCCEEDED]
+    run(api)
+    assert api.deleted and api.verbs("POST") == 2 and not api.created
+
+
+def test_a_job_that_runs_something_else_is_left_alone(api: KubeApi) -> None:
+    api.jobs[request().name] = build(load_template(TEMPLATE), request(entrypoint=["sleep", "1"]))
+    with pytest.raises(UserError, match="runs `sleep 1`, not"):
+        run(api)
+    assert api.jobs and api.verbs("DELETE") == 0
+
+
+def test_a_job_that_is_being_deleted_is_waited_for(api: KubeApi) -> None:
+    old = build(load_template(TEMPLATE), request())
+    old["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    api.jobs[request().name] = old
+    api.before_get = lambda: api.jobs.clear() if api.polls == 3 else None
+    api.statuses = [{}, {}, {}, SUCCEEDED]
+    run(api)
+    assert len(api.created) == 1 and api.deleted
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "text"),
+    [
+        (403, rayjob.NotAllowed, "`create` rayjobs.ray.io"),
+        (401, rayjob.NotAllowed, "401"),
+        (404, rayjob.JobInvalid, "is KubeRay installed"),
+        (422, rayjob.JobInvalid, "the API says Invalid"),
+    ],
+)
+def test_a_job_that_is_not_created_is_not_deleted(
+    api: KubeApi, code: int, expected: type[Exception], text: str
+) -> None:
+    api.creations = [code]
+    with pytest.raises(expected, match=text):
+        run(api)
+    assert api.verbs("DELETE") == 0
+
+
+def test_logs_that_may_not_be_read_are_told_once(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.logs["head-1"] = 403
+    api.statuses = [RUNNING, RUNNING, SUCCEEDED]
+    run(api)
+    assert capsys.readouterr().out.count("not allowed to `get` pods/log") == 1
+    assert api.deleted
+
+
+def test_a_job_that_can_not_be_deleted_is_told_with_the_command(
+    api: KubeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.statuses, api.deletions = [SUCCEEDED], [403]
+    run(api)
+    assert f"kubectl -n amlp delete rayjob {request().name}" in capsys.readouterr().out
+
+
+def command(api: KubeApi) -> list[str]:
+    return [sys.executable, "-m", "amlp.cluster.rayjob", "--host", api.host, "--template", str(TEMPLATE),
+            "--image", "amlp:abc", "--run-id", "run-1", "--task", "pretrain", "--", *ENTRYPOINT]  # fmt: skip
+
+
+def test_sigterm_deletes_the_job_and_ends_with_143(api: KubeApi, project: Path) -> None:
+    api.statuses = [RUNNING]
+    process = subprocess.Popen(command(api), cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if "step 2" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 143, told
+    assert "asked to end by SIGTERM" in told
+    assert api.deleted
+
+
+def test_the_exit_code_tells_the_outcome(api: KubeApi, project: Path) -> None:
+    api.statuses = [SUCCEEDED | {"jobStatus": "FAILED"}]
+    done = subprocess.run(command(api), cwd=project, capture_output=True, text=True, timeout=50)
+    assert done.returncode == rayjob.JobFailed.exit_code, done.stderr
+    assert "step 2" in done.stderr and api.deleted
+
+
+def test_the_signal_handler_is_as_before(api: KubeApi) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    api.statuses = [SUCCEEDED]
+    run(api)
+    assert signal.getsignal(signal.SIGTERM) is before
