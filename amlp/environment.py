@@ -14,6 +14,9 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+# Set in a pipeline's tasks: the run's id, and the address under which people open its pages.
+PIPELINE_RUN, PIPELINE_PAGES = "AMLP_PIPELINE_RUN", "AMLP_PIPELINE_PAGES"
+
 
 def quiet() -> None:
     """Turn telemetry and downloads off, unless the user's environment says otherwise."""

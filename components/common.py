@@ -1,4 +1,4 @@
-"""What the components share: their image, and functions that travel in a component's own source."""
+"""What the components share: their images, and functions that travel in a component's own source."""
 
 import os
 from functools import partial
@@ -6,12 +6,16 @@ from functools import partial
 from kfp import dsl
 from kfp.dsl import Metrics
 
-# Holds amlp and kfp. Part of each task's cache key: where the tag does not change with the code, a new build under an
-# old tag is taken for the old code, so builds set a tag per commit.
-IMAGE = os.environ.get("AMLP_IMAGE") or "amlp:0.1.0"
+# The image's name is part of each task's cache key: where the tag does not change with the code, a new build under an
+# old tag is taken for the old code, so builds set a tag per commit. `stages` holds amlp and kfp; `pipeline` has no
+# torch, for tasks that only look at things and start others.
+STAGES_IMAGE = os.environ.get("AMLP_STAGES_IMAGE") or "amlp-stages:0.1.0"
+PIPELINE_IMAGE = os.environ.get("AMLP_PIPELINE_IMAGE") or "amlp-pipeline:0.1.0"
 
 # Nothing is installed when a task starts: the image is what was tested.
-stage = partial(dsl.component, base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+_component = partial(dsl.component, packages_to_install=[], install_kfp_package=False)
+stage = partial(_component, base_image=STAGES_IMAGE)
+light = partial(_component, base_image=PIPELINE_IMAGE)
 
 
 def log_figures(metrics: Metrics, folder: str) -> None:
@@ -43,3 +47,35 @@ def link_outputs(root: str, outputs: dict[str, str]) -> None:
         link = Path(root, name)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(Path(path).absolute())
+
+
+def train(name: str, params: str, cluster: str, pod: str, shards: str, encoder: str, out: str) -> None:
+    """Run a training stage where `cluster` says.
+
+    Args:
+        name: of the stage.
+        params: JSON.
+        cluster: JSON of `amlp.cluster.training.ClusterParams`.
+        pod: JSON of what the task's pod was given: cpu, memory, gpus.
+        shards: folder.
+        encoder: folder; empty for stages that take none.
+        out: folder to write.
+    """
+    import json
+    from pathlib import Path
+
+    from amlp.cluster.training import ClusterParams, run_training
+    from amlp.environment import quiet
+    from amlp.params import parse_params, parse_section
+
+    quiet()
+    print(f"This pod: {pod}")
+    run_training(
+        stage=name,
+        params=parse_params(json.loads(params), "params"),
+        cluster=parse_section(ClusterParams, json.loads(cluster), "cluster"),
+        shards=Path(shards),
+        encoder=Path(encoder) if encoder else None,
+        out=Path(out),
+        pod_gpus=int(json.loads(pod)["gpus"]),
+    )

@@ -1,6 +1,6 @@
 """Component of stage `evaluate`."""
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.common import log_figures, stage
 
@@ -14,6 +14,7 @@ def evaluate(
     scratch: Input[Model],
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
+    page: Output[HTML],
 ) -> None:
     """Score the segmenter and its baselines on the test split."""
     import json
@@ -21,6 +22,7 @@ def evaluate(
 
     from amlp.environment import quiet
     from amlp.evaluation.evaluate import evaluate
+    from amlp.gallery import write_gallery
     from amlp.params import parse_params
 
     quiet()
@@ -35,3 +37,10 @@ def evaluate(
         out=Path(evaluation.path),
     )
     log_figures(metrics, evaluation.path)
+    overlays = Path(evaluation.path, "overlays")
+    captions = {"best": "Best test images", "median": "Typical test images", "worst": "Worst test images"}
+    write_gallery(
+        Path(page.path),
+        title="Test images with a lesion, true and predicted masks",
+        pictures={caption: overlays / f"{name}.png" for name, caption in captions.items()},
+    )

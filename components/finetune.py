@@ -6,13 +6,14 @@ Two components, not one with an optional encoder: the back end does not cache a 
 
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
-from components.common import log_figures, stage
+from components.common import log_figures, stage, train
 
 
-@stage(additional_funcs=[log_figures])
+@stage(additional_funcs=[log_figures, train])
 def finetune(
     params: str,
-    state: str,
+    cluster: str,
+    pod: str,
     shards: Input[Dataset],
     encoder: Input[Model],
     segmenter: Output[Model],
@@ -21,54 +22,27 @@ def finetune(
     """Train the segmenter on labelled images, from the pre-trained encoder.
 
     Args:
-        state: folder that outlives the task, from which a killed training goes on; empty when there is none.
+        cluster: JSON of `amlp.cluster.training.ClusterParams`.
+        pod: JSON of what this task's pod was given.
     """
-    import json
-    import tempfile
-    from pathlib import Path
-
-    from amlp.environment import quiet
-    from amlp.params import parse_params
-    from amlp.training.finetune import finetune
-
-    quiet()
-    settings = parse_params(json.loads(params), "finetune_params")
-    with tempfile.TemporaryDirectory() as temporary:
-        finetune(
-            params=settings,
-            shards=Path(shards.path),
-            encoder=Path(encoder.path),
-            out=Path(segmenter.path),
-            state=Path(state or temporary),
-        )
+    train("finetune", params, cluster, pod, shards.path, encoder.path, segmenter.path)
     log_figures(metrics, segmenter.path)
 
 
-@stage(additional_funcs=[log_figures])
+@stage(additional_funcs=[log_figures, train])
 def scratch(
-    params: str, state: str, shards: Input[Dataset], segmenter: Output[Model], metrics: Output[Metrics]
+    params: str,
+    cluster: str,
+    pod: str,
+    shards: Input[Dataset],
+    segmenter: Output[Model],
+    metrics: Output[Metrics],
 ) -> None:
     """Train the segmenter from random weights, for comparison.
 
     Args:
-        state: folder that outlives the task, from which a killed training goes on; empty when there is none.
+        cluster: JSON of `amlp.cluster.training.ClusterParams`.
+        pod: JSON of what this task's pod was given.
     """
-    import json
-    import tempfile
-    from pathlib import Path
-
-    from amlp.environment import quiet
-    from amlp.params import parse_params
-    from amlp.training.finetune import finetune
-
-    quiet()
-    settings = parse_params(json.loads(params), "finetune_params")
-    with tempfile.TemporaryDirectory() as temporary:
-        finetune(
-            params=settings,
-            shards=Path(shards.path),
-            encoder=None,
-            out=Path(segmenter.path),
-            state=Path(state or temporary),
-        )
+    train("scratch", params, cluster, pod, shards.path, "", segmenter.path)
     log_figures(metrics, segmenter.path)

@@ -6,20 +6,31 @@ from components.common import stage
 
 
 @stage
-def ingest(params: str, data_md5: str, git_commit: str, cases: Output[Dataset]) -> None:
+def ingest(params: str, data_uri: str, data_md5: str, git_commit: str, cases: Output[Dataset]) -> None:
     """Read the source into images, masks and a manifest.
 
     Every other task reads what comes out here, and a task whose input is new runs anew. So it is enough that this
     one's cache key names the data and the code.
+
+    Args:
+        data_uri: of the images in DVC's remote, as `pull_data` finds it; empty for generated images.
     """
     import json
+    import tempfile
     from pathlib import Path
 
     from amlp.data.ingest import ingest
+    from amlp.data.versions import fetch_version
     from amlp.environment import quiet
     from amlp.params import parse_params
 
     quiet()
     settings = parse_params(json.loads(params), "ingest_params")
-    ingest(params=settings.ingest, seed=settings.seed, out=Path(cases.path))
-    cases.metadata.update(data_md5=data_md5, git_commit=git_commit)
+    source = settings.ingest
+    with tempfile.TemporaryDirectory() as temporary:
+        if data_uri:
+            images = Path(temporary, "images")
+            fetch_version(data_uri, data_md5, images)
+            source = source.model_copy(update={"path": str(images)})
+        ingest(params=source, seed=settings.seed, out=Path(cases.path))
+    cases.metadata.update(data_uri=data_uri, data_md5=data_md5, git_commit=git_commit)

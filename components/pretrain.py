@@ -1,27 +1,36 @@
 """Component of stage `pretrain`."""
 
-from kfp.dsl import Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 
-from components.common import log_figures, stage
+from components.common import log_figures, stage, train
 
 
-@stage(additional_funcs=[log_figures])
-def pretrain(params: str, state: str, shards: Input[Dataset], encoder: Output[Model], metrics: Output[Metrics]) -> None:
+@stage(additional_funcs=[log_figures, train])
+def pretrain(
+    params: str,
+    cluster: str,
+    pod: str,
+    shards: Input[Dataset],
+    encoder: Output[Model],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> None:
     """Pre-train the encoder without labels.
 
     Args:
-        state: folder that outlives the task, from which a killed training goes on; empty when there is none.
+        cluster: JSON of `amlp.cluster.training.ClusterParams`.
+        pod: JSON of what this task's pod was given.
     """
-    import json
-    import tempfile
     from pathlib import Path
 
-    from amlp.environment import quiet
-    from amlp.params import parse_params
-    from amlp.training.pretrain import pretrain
+    from amlp.gallery import write_gallery
 
-    quiet()
-    settings = parse_params(json.loads(params), "pretrain_params")
-    with tempfile.TemporaryDirectory() as temporary:
-        pretrain(params=settings, shards=Path(shards.path), out=Path(encoder.path), state=Path(state or temporary))
+    train("pretrain", params, cluster, pod, shards.path, "", encoder.path)
     log_figures(metrics, encoder.path)
+    pictures = Path(encoder.path, "pictures")
+    captions = {"reconstructions": "Reconstructions", "masks": "Masks over the epochs", "scores": "Lesion scores"}
+    write_gallery(
+        Path(page.path),
+        title="Pre-training",
+        pictures={caption: pictures / f"{name}.png" for name, caption in captions.items()},
+    )

@@ -1,6 +1,6 @@
 """Component of stage `register`."""
 
-from kfp.dsl import Artifact, Dataset, Input, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 
 from components.common import link_outputs, stage
 
@@ -8,6 +8,9 @@ from components.common import link_outputs, stage
 @stage(additional_funcs=[link_outputs])
 def register(
     params: str,
+    data_uri: str,
+    data_md5: str,
+    data_commit: str,
     git_commit: str,
     cases: Input[Dataset],
     validated: Input[Dataset],
@@ -17,8 +20,14 @@ def register(
     scratch: Input[Model],
     evaluation: Input[Artifact],
     registration: Output[Artifact],
+    page: Output[HTML],
 ) -> None:
-    """Record the run and both models in MLflow."""
+    """Record the run and both models in MLflow.
+
+    Args:
+        data_uri: of the images in DVC's remote, as the next two are for people to find them again; empty for generated
+            images.
+    """
     import json
     import os
     import shutil
@@ -27,6 +36,7 @@ def register(
 
     from amlp.environment import quiet
     from amlp.params import parse_params
+    from amlp.registry.links import write_links
     from amlp.registry.register import register
 
     quiet()
@@ -46,5 +56,7 @@ def register(
                 "evaluation": evaluation.path,
             },
         )
-        register(params=settings, root=Path(root))
+        source = {"source_uri": data_uri, "source_md5": data_md5, "source_commit": data_commit}
+        register(params=settings, root=Path(root), tags={name: value for name, value in source.items() if value})
+        write_links(Path(page.path), Path(root, "registration.json"))
         shutil.copy(Path(root, "registration.json"), registration.path)

@@ -8,6 +8,7 @@ from components.common import link_outputs, stage
 @stage(additional_funcs=[link_outputs])
 def report(
     params: str,
+    share: str,
     validated: Input[Dataset],
     shards: Input[Dataset],
     encoder: Input[Model],
@@ -17,7 +18,11 @@ def report(
     registration: Input[Artifact],
     page: Output[HTML],
 ) -> None:
-    """Write all results as one HTML page."""
+    """Write all results as one HTML page.
+
+    Args:
+        share: s3://bucket/prefix to put the page in too, for readers without an account; empty for nowhere.
+    """
     import json
     import shutil
     import tempfile
@@ -25,6 +30,7 @@ def report(
 
     from amlp.environment import quiet
     from amlp.params import parse_params
+    from amlp.registry.links import share_page
     from amlp.report import report
 
     quiet()
@@ -45,4 +51,6 @@ def report(
         # The MLflow run gets the page under its file's name, and an artifact's own file has none that says HTML.
         html = Path(root, "report.html")
         report(params=settings, root=Path(root), out=html)
+        if share:
+            share_page(html, place=share, registration=Path(registration.path))
         shutil.copy(html, page.path)

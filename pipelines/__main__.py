@@ -1,46 +1,285 @@
-"""`python -m pipelines compile`: write the training pipeline as the YAML that Kubeflow takes."""
+"""`amlp-pipelines`: compile the training pipeline, run it on Kubeflow, now or by a schedule, and look how it goes."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from amlp.environment import quiet
+from amlp.errors import UserError
+
+# Where Kubeflow's API wants a token, it is read from here: a command line can be seen by others.
+TOKEN_VARIABLE = "AMLP_KUBEFLOW_TOKEN"
+TRAIN_IMAGE = os.environ.get("AMLP_TRAIN_IMAGE") or "amlp-train:0.1.0"
+# Exit code of `status` while the run has not ended.
+RUNNING = 3
 
 
-def _compile(args: argparse.Namespace) -> None:
-    from kfp.compiler import Compiler
+def _compile(args: argparse.Namespace) -> int:
+    from pipelines.compile import write_pipeline
 
-    from amlp.files import atomic_file
-    from pipelines.training import training
-
-    with atomic_file(args.out) as temporary:
-        Compiler().compile(training, str(temporary))
+    if args.out.suffix != ".yaml":
+        raise UserError(f"--out: {args.out} does not end in .yaml, and Kubeflow takes no other file")
+    write_pipeline(args.out)
     print(f"Wrote {args.out}")
+    return 0
+
+
+def _arguments(args: argparse.Namespace, *, follow: bool = False) -> dict[str, Any]:
+    from amlp.cluster.training import ClusterParams
+    from amlp.data.versions import resolve_version
+    from amlp.params import load_params, parse_params, parse_section
+    from amlp.registry.lineage import code_version
+    from pipelines.arguments import DataSource, pipeline_arguments
+
+    params = load_params(args.params)
+    if args.workers is not None:
+        values = params.model_dump(by_alias=True)
+        for section in ("pretrain", "finetune"):
+            values[section]["num_workers"] = args.workers
+        params = parse_params(values, f"{args.params} with --workers {args.workers}")
+    cluster = parse_section(
+        ClusterParams,
+        {
+            "launcher": args.launcher,
+            "work": args.work,
+            "image": TRAIN_IMAGE,
+            "owner": args.owner,
+            "queue": args.queue,
+            "gpus": args.gpus,
+            "node_selector": _pairs(args.node_selector),
+            "tolerations": [_json(text) for text in args.toleration],
+            "deadline_hours": args.deadline_hours,
+        },
+        "the command line",
+    )
+    data = DataSource(args.data_repo, args.data_rev, args.data_path)
+    if data.repo:
+        # Asked here too: a mistake is told now and not by a task, and a branch means what it meant at this moment.
+        found = resolve_version(repo=data.repo, rev=data.rev, path=data.path)
+        if not found.uri.startswith("s3://"):
+            raise UserError(f"{data.repo}: DVC's default remote is {found.uri}; a cluster's tasks read from S3 only.")
+        print(f"Data: {data.path} at commit {found.commit}, {found.md5}")
+        data = data if follow else DataSource(data.repo, found.commit, data.path)
+    commit, dirty = code_version(Path.cwd())
+    if dirty:
+        print("Files differ from the commit: the run is marked as dirty.", file=sys.stderr)
+    return pipeline_arguments(
+        params, git_commit=f"{commit}-dirty" if dirty else commit, data=data, cluster=cluster, share=args.share
+    )
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    pairs = dict(word.partition("=")[::2] for word in words)
+    if not all(pairs.values()) or len(pairs) < len(words):
+        raise UserError(f"--node-selector {' '.join(words)}: expected KEY=VALUE.")
+    return pairs
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--toleration {text}: not JSON: {error}") from error
+
+
+@contextmanager
+def _kubeflow(args: argparse.Namespace) -> Iterator[Any]:
+    """Connect to Kubeflow's API.
+
+    Raises:
+        UserError: it does not answer, or refuses; also within the block.
+    """
+    import warnings
+
+    # Its client looks for an answer five times, five seconds apart, and warns of versions that nobody has any more.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
+    from kfp import client as kfp_client
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield kfp_client.Client(
+            host=args.host, namespace=args.namespace, existing_token=os.environ.get(TOKEN_VARIABLE) or None
+        )
+    except ApiException as error:
+        answer = f"{error.status} {error.reason}" if error.status else str(error)
+        hint = f"; set {TOKEN_VARIABLE} to a token of yours" if error.status in (401, 403) else ""
+        raise UserError(f"--host {args.host}: Kubeflow answers {answer}{hint}\n{_body(error)}".strip()) from error
+    except (HTTPError, TimeoutError, OSError) as error:
+        raise UserError(
+            f"--host {args.host}: Kubeflow Pipelines does not answer there: {error}\n"
+            "Expected its address, such as http://localhost:8080 with "
+            "`kubectl -n kubeflow port-forward service/ml-pipeline-ui 8080:80`."
+        ) from error
+
+
+def _body(error: Any) -> str:
+    try:
+        return str(json.loads(error.body)["error"])[:1000]
+    except (TypeError, ValueError, KeyError):
+        return ""
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from pipelines.compile import write_pipeline
+
+    arguments = _arguments(args)
+    with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as client:
+        package = Path(folder, "training.yaml")
+        write_pipeline(package)
+        run = client.create_run_from_pipeline_package(
+            str(package),
+            arguments=arguments,
+            run_name=args.name,
+            experiment_name=args.experiment,
+            namespace=args.namespace,
+            enable_caching=False if args.no_cache else None,
+            service_account=args.service_account,
+        )
+        print(f"Run {run.run_id}")
+        return _watch(client, run.run_id) if args.wait else 0
+
+
+def _schedule(args: argparse.Namespace) -> int:
+    from pipelines.compile import write_pipeline
+
+    arguments = _arguments(args, follow=True)
+    with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as client:
+        package = Path(folder, "training.yaml")
+        write_pipeline(package, follow_data=True)
+        experiment = client.create_experiment(args.experiment, namespace=args.namespace)
+        made = client.create_recurring_run(
+            experiment.experiment_id,
+            args.name or "amlp",
+            cron_expression=args.cron,
+            # A training that takes longer than the interval is not joined by the next.
+            max_concurrency=1,
+            no_catchup=True,
+            params=arguments,
+            pipeline_package_path=str(package),
+            enable_caching=False if args.no_cache else None,
+            service_account=args.service_account,
+        )
+    print(f"Schedule {made.recurring_run_id}: {args.cron}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    with _kubeflow(args) as client:
+        return _watch(client, args.run) if args.wait else _show(client.get_run(args.run))
+
+
+def _watch(client: Any, run_id: str) -> int:
+    import time
+
+    seen: dict[str, str] = {}
+    while True:
+        run = client.get_run(run_id)
+        now = {name: state for name, state, _ in _tasks(run)}
+        for name, state in now.items():
+            if seen.get(name) != state:
+                print(f"{name}: {state}", flush=True)
+        seen = now
+        if run.state in _ENDED:
+            return _show(run)
+        time.sleep(10)
+
+
+# What Kubeflow calls the end of a run -> our exit code.
+_ENDED = {"SUCCEEDED": 0, "SKIPPED": 0, "FAILED": 1, "CANCELED": 1}
+
+
+def _tasks(run: Any) -> list[tuple[str, str, str]]:
+    """Name, state and error of each task, in the order of their starts; drivers are Kubeflow's own."""
+    details = run.run_details.task_details if run.run_details else None
+    tasks = [task for task in details or [] if not task.display_name.endswith("-driver")]
+    return [
+        (task.display_name, task.state or "PENDING", task.error.message if task.error else "")
+        for task in sorted(tasks, key=lambda task: str(task.start_time or "~"))
+    ]
+
+
+def _show(run: Any) -> int:
+    """Print a run's state and its tasks'; return the exit code."""
+    print(f"{run.display_name} ({run.run_id}): {run.state or 'PENDING'}")
+    for name, state, error in _tasks(run):
+        print(f"  {name:24} {state}" + (f": {error}" if error else ""))
+    if run.error and run.error.message:
+        print(run.error.message)
+    return _ENDED.get(run.state, RUNNING)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `amlp-pipelines`."""
+    parser = argparse.ArgumentParser(prog="amlp-pipelines", description=__doc__.split(": ", 1)[1].capitalize())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(run_command=run)
+        return added
+
+    def kubeflow(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--host", default=os.environ.get("KF_PIPELINES_ENDPOINT"), metavar="URL",
+                        help="of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT, else the cluster's own)")  # fmt: skip
+        to.add_argument("--namespace", default="amlp", help="that runs belong to (default: amlp)")
+
+    def run_options(to: argparse.ArgumentParser) -> None:
+        kubeflow(to)
+        add = to.add_argument
+        add("--params", type=Path, default=Path("params.yaml"), metavar="PATH", help="(default: params.yaml)")
+        add("--name", help="of the run")
+        add("--experiment", default="amlp", help="of Kubeflow (default: amlp)")
+        add("--data-repo", default="", metavar="GIT", help="repository whose images DVC keeps in S3")
+        add("--data-rev", default="main", metavar="REV", help="its branch, tag or commit (default: main)")
+        add("--data-path", default="", metavar="PATH", help="folder of the images in it")
+        add("--launcher", choices=("pod", "rayjob"), default="pod", help="where trainings run (default: pod)")
+        add("--work", default="", metavar="S3", help="s3://bucket/prefix for checkpoints and a Ray cluster's files")
+        add("--share", default="", metavar="S3", help="s3://bucket/prefix that gets the report, with a link for 7 days")
+        add("--workers", type=int, metavar="N", help="of a training (default: num_workers of the parameters)")
+        add("--gpus", type=int, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)")
+        add("--node-selector", action="append", default=[], metavar="KEY=VALUE", help="may be given several times")
+        add("--toleration", action="append", default=[], metavar="JSON", help="may be given several times")
+        add("--queue", default="", help="of Kueue, for RayJobs")
+        add("--owner", default="amlp", help="whom to ask about its RayJobs (default: amlp)")
+        add("--deadline-hours", type=float, default=24.0, metavar="N", help="of a RayJob (default: 24)")
+        add("--service-account", metavar="NAME", help="of the tasks (default: Kubeflow's)")
+        add("--no-cache", action="store_true", help="run every task, whatever was run before")
+
+    added = command("compile", _compile, "write the training pipeline as YAML")
+    added.add_argument("--out", type=Path, default=Path("pipelines/training.yaml"), metavar="PATH",
+                       help="file to write (default: pipelines/training.yaml)")  # fmt: skip
+    added = command("submit", _submit, "run the training pipeline on Kubeflow")
+    run_options(added)
+    added.add_argument("--wait", action="store_true", help="until it ends; exit code 1 when it fails")
+    added = command("schedule", _schedule, "run it again and again, each time with the data as they are then")
+    added.add_argument("cron", help='when, with seconds first: "0 0 3 * * 1" is Mondays at 3')
+    run_options(added)
+    added = command("status", _status, f"say how a run goes; exit code 0, 1 when it failed, {RUNNING} when it runs")
+    added.add_argument("run", metavar="RUN", help="its id")
+    kubeflow(added)
+    added.add_argument("--wait", action="store_true", help="until it ends")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description="The pipelines for Kubeflow.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    command = commands.add_parser(
-        "compile",
-        help="write the training pipeline as YAML",
-        description="Write the training pipeline as YAML. AMLP_IMAGE names the image that its tasks run in.",
-    )
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("pipelines/training.yaml"),
-        metavar="PATH",
-        help="file to write (default: pipelines/training.yaml)",
-    )
-    command.set_defaults(run=_compile)
-    args = parser.parse_args(argv)
-    if args.out.suffix != ".yaml":
-        command.error(f"--out: {args.out} does not end in .yaml, and Kubeflow takes no other file")
-    args.run(args)
-    return 0
+    """Run the command line and return its exit code: 2 for what the user can mend."""
+    quiet()
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run_command(args)
+    except UserError as error:
+        print(f"amlp-pipelines: {error}", file=sys.stderr)
+        return 2
+    return code
 
 
 if __name__ == "__main__":

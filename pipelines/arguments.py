@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from amlp.cluster.training import ClusterParams
 from amlp.errors import UserError
 from amlp.params import Params
 
@@ -22,27 +24,74 @@ KEYS = {
     "evaluate_params": ("seed", "evaluate"),
 }
 _SQLITE = "sqlite:///"
+# What a task needs that launches a Ray cluster and waits.
+_LAUNCHER_CPU, _LAUNCHER_MEMORY = "1", "4Gi"
 
 
-def pipeline_arguments(params: Params, *, data_md5: str, git_commit: str, state: str = "") -> dict[str, str]:
-    """Cut the parameters into the parts that the stages depend on.
+@dataclass(frozen=True)
+class DataSource:
+    """A folder of images under DVC: git address, revision, and the folder's path in the repository."""
+
+    repo: str = ""
+    rev: str = ""
+    path: str = ""
+
+
+def pipeline_arguments(
+    params: Params,
+    *,
+    git_commit: str,
+    data: DataSource | None = None,
+    cluster: ClusterParams | None = None,
+    share: str = "",
+) -> dict[str, Any]:
+    """Cut the parameters into the parts that the stages depend on, and say where they run.
 
     Args:
         params: of the run.
-        data_md5: see `pipelines.training.training`, as for `git_commit` and `state`.
+        git_commit: see `pipelines.training.training`, as for `share`.
+        data: where the images are; not for generated ones.
+        cluster: where trainings run.
 
     Raises:
-        UserError: MLflow's database would lie in a task's temporary folder.
+        UserError: MLflow's database or the images would have to be in a task's temporary folder, or a Ray cluster
+            would have no workers.
     """
+    cluster, data = cluster or ClusterParams(), data or DataSource()
     uri = params.register_.tracking_uri
     if uri.startswith(_SQLITE) and not PurePosixPath(uri.removeprefix(_SQLITE)).is_absolute():
         raise UserError(
             f"register.tracking_uri: {uri} is relative, and a pipeline's tasks have no folder in common. "
             "Use an MLflow server's address, or sqlite:/// and an absolute path on a volume that all tasks see."
         )
+    if params.ingest.source != "phantom" and not (data.repo and data.rev and data.path):
+        raise UserError(
+            f"ingest.source: {params.ingest.source} reads files, and a pipeline's tasks see no folder of this machine; "
+            "name the DVC repository that holds them, its revision and the folder: --data-repo, --data-rev, --data-path."
+        )
+    on_ray = cluster.launcher == "rayjob"
+    for section in ("pretrain", "finetune"):
+        if on_ray and getattr(params, section).num_workers < 1:
+            raise UserError(f"{section}.num_workers: 0 trains without Ray; a RayJob needs 1 or more, see --workers.")
     values = params.model_dump(by_alias=True)
-    parts = {name: _text(_part(values, keys)) for name, keys in KEYS.items()}
-    return {**parts, "params": _text(values), "data_md5": data_md5, "git_commit": git_commit, "state": state}
+    # The images come from `data`; a path on somebody's machine says nothing about them.
+    if data.repo:
+        values["ingest"]["path"] = data.path
+    parts: dict[str, Any] = {name: _text(_part(values, keys)) for name, keys in KEYS.items()}
+    return {
+        **parts,
+        "params": _text(values),
+        "git_commit": git_commit,
+        "data_repo": data.repo,
+        "data_rev": data.rev,
+        "data_path": data.path,
+        "cluster": _text(cluster.model_dump()),
+        "share": share,
+        "gpus": "0" if on_ray else str(cluster.gpus),
+        "node_selector": {} if on_ray else cluster.node_selector,
+        "tolerations": [] if on_ray else cluster.tolerations,
+        **({"training_cpu": _LAUNCHER_CPU, "training_memory": _LAUNCHER_MEMORY} if on_ray else {}),
+    }
 
 
 def _part(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

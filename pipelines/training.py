@@ -1,4 +1,4 @@
-"""The training pipeline, with the stages and edges of dvc.yaml: from a source of images to two registered models.
+"""The training pipeline, with the stages and edges of dvc.yaml: from a version of the images to two registered models.
 
 The pipeline's annotations are read when it is defined: no `from __future__ import annotations` here.
 """
@@ -10,9 +10,21 @@ from components.finetune import finetune, scratch
 from components.ingest import ingest
 from components.preprocess import preprocess
 from components.pretrain import pretrain
+from components.pull_data import pull_data
+from components.record_outcome import record_outcome
 from components.register import register
 from components.report import report
 from components.validate import validate
+from pipelines.pods import Pod, on_gpu, place
+
+_PODS = {
+    "ingest": Pod(cpu="2", memory="8Gi", hours=6),
+    "validate": Pod(memory="4Gi"),
+    "preprocess": Pod(cpu="2", memory="16Gi", hours=6),
+    "evaluate": Pod(cpu="2", memory="8Gi", hours=6),
+    "register": Pod(memory="4Gi"),
+    "report": Pod(memory="4Gi"),
+}
 
 
 @dsl.pipeline(name="amlp-training")
@@ -24,9 +36,17 @@ def training(
     finetune_params: str,
     evaluate_params: str,
     params: str,
-    data_md5: str,
     git_commit: str,
-    state: str = "",
+    data_repo: str = "",
+    data_rev: str = "",
+    data_path: str = "",
+    cluster: str = "{}",
+    share: str = "",
+    training_cpu: str = "4",
+    training_memory: str = "24Gi",
+    gpus: str = "0",
+    node_selector: dict = {},  # noqa: B006 - Kubeflow reads the default
+    tolerations: list = [],  # noqa: B006
 ) -> None:
     """Pre-train, fine-tune, evaluate and register a lesion segmenter.
 
@@ -38,23 +58,56 @@ def training(
         finetune_params: JSON of the parameters of the stages finetune and scratch.
         evaluate_params: JSON of the parameters of stage evaluate.
         params: JSON of all parameters, for the stages register and report.
-        data_md5: DVC's MD5 of the source, so that other bytes in the same place run anew; empty for generated images.
         git_commit: of the code, so that other code runs anew; with "-dirty" behind it when files differ from it.
-        state: folder from which a killed training goes on, the same in every run; empty when no folder outlives a task.
+        data_repo: git address of the DVC repository that holds the images; empty for generated ones.
+        data_rev: its commit; a branch where a schedule looks anew each time.
+        data_path: folder of the images in it.
+        cluster: JSON of `amlp.cluster.training.ClusterParams`: where trainings run, and on what.
+        share: s3://bucket/prefix that gets the report too; empty for nowhere.
+        training_cpu: of a training's own pod; little where a Ray cluster trains, as the next ones.
+        training_memory: likewise.
+        gpus: likewise.
+        node_selector: labels of the nodes for such a pod.
+        tolerations: taints of nodes that such a pod bears.
     """
-    ingested = ingest(params=ingest_params, data_md5=data_md5, git_commit=git_commit)
-    cases = ingested.outputs["cases"]
-    validated = validate(params=validate_params, cases=cases).outputs["validated"]
-    shards = preprocess(params=preprocess_params, cases=cases, validated=validated).outputs["shards"]
+    last = place(record_outcome(params=params, data_rev=data_rev, git_commit=git_commit), Pod())
+    # It says how this run ended, whatever an earlier one did.
+    last.set_caching_options(False)
+    with dsl.ExitHandler(last, name="training"):
+        data = place(pull_data(repo=data_repo, rev=data_rev, path=data_path), Pod())
+        uri, md5, commit = data.outputs["uri"], data.outputs["md5"], data.outputs["commit"]
+        ingested = ingest(params=ingest_params, data_uri=uri, data_md5=md5, git_commit=git_commit)
+        cases = ingested.outputs["cases"]
+        validation = validate(params=validate_params, cases=cases)
+        validated = validation.outputs["validated"]
+        packed = preprocess(params=preprocess_params, cases=cases, validated=validated)
+        shards = packed.outputs["shards"]
 
-    pretrained = pretrain(params=pretrain_params, state=state, shards=shards)
-    encoder = pretrained.outputs["encoder"]
-    finetuned = finetune(params=finetune_params, state=state, shards=shards, encoder=encoder)
-    compared = scratch(params=finetune_params, state=state, shards=shards)
-    models = {"segmenter": finetuned.outputs["segmenter"], "scratch": compared.outputs["segmenter"]}
-    evaluated = evaluate(params=evaluate_params, cases=cases, shards=shards, **models)
+        # Also an argument, for kfp 2.17 does not hand inputs into a group that only its tasks' resources name.
+        pod = f'{{"cpu": "{training_cpu}", "memory": "{training_memory}", "gpus": "{gpus}"}}'
+        where = {"cluster": cluster, "pod": pod}
+        pretraining = pretrain(params=pretrain_params, shards=shards, **where)
+        encoder = pretraining.outputs["encoder"]
+        finetuned = finetune(params=finetune_params, shards=shards, encoder=encoder, **where)
+        compared = scratch(params=finetune_params, shards=shards, **where)
+        for task in (pretraining, finetuned, compared):
+            # Longer than a Ray cluster may take, so that it is the launcher that ends it and tells why.
+            place(task, Pod(cpu=training_cpu, memory=training_memory, hours=30))
+            on_gpu(task, gpus=gpus, node_selector=node_selector, tolerations=tolerations)
+        models = {"segmenter": finetuned.outputs["segmenter"], "scratch": compared.outputs["segmenter"]}
+        evaluated = evaluate(params=evaluate_params, cases=cases, shards=shards, **models)
 
-    found = {"validated": validated, "shards": shards, "encoder": encoder, **models}
-    found["evaluation"] = evaluated.outputs["evaluation"]
-    registered = register(params=params, git_commit=git_commit, cases=cases, **found)
-    report(params=params, registration=registered.outputs["registration"], **found)
+        found = {"validated": validated, "shards": shards, "encoder": encoder, **models}
+        found["evaluation"] = evaluated.outputs["evaluation"]
+        registered = register(
+            params=params,
+            data_uri=uri,
+            data_md5=md5,
+            data_commit=commit,
+            git_commit=git_commit,
+            cases=cases,
+            **found,
+        )
+        reported = report(params=params, share=share, registration=registered.outputs["registration"], **found)
+        for task in (ingested, validation, packed, evaluated, registered, reported):
+            place(task, _PODS[task.name])

@@ -198,14 +198,16 @@ def remove(place: Path | str) -> None:
                 client.delete_object(Bucket=bucket, Key=entry["Key"])
 
 
-def presigned(place: str, *, seconds: int) -> str:
-    """Return a link that reads one object without credentials for `seconds`."""
+def presigned(place: str, *, seconds: int, content_type: str = "") -> str:
+    """Return a link that reads one object without credentials for `seconds`, 7 days at most.
+
+    Args:
+        content_type: what the server shall say that it is, such as text/html; empty leaves that to the server.
+    """
     bucket, key = split_uri(place)
+    params = {"Bucket": bucket, "Key": key} | ({"ResponseContentType": content_type} if content_type else {})
     with _explained(place):
-        link = s3_client().generate_presigned_url(
-            "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=seconds
-        )
-    return str(link)
+        return str(s3_client().generate_presigned_url("get_object", Params=params, ExpiresIn=seconds))
 
 
 def check_storage(place: Path | str) -> None:

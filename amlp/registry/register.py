@@ -79,7 +79,9 @@ _NEEDED = (
 )
 
 
-def register(*, params: Params, root: Path, data_md5: str | None = None) -> dict[str, Any]:
+def register(
+    *, params: Params, root: Path, data_md5: str | None = None, tags: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Record the pipeline's run in MLflow and register both models.
 
     The aliases come last, when a version is complete with its tags: `candidate` always, `champion` when the name has
@@ -89,6 +91,7 @@ def register(*, params: Params, root: Path, data_md5: str | None = None) -> dict
         params: of the run; `register.tracking_uri` may be a SQLite file relative to `root`.
         root: folder with the stages' outputs; registration.json is written into it.
         data_md5: DVC's MD5 of the data, where `root` holds no dvc.lock that tells it; else the folder is hashed.
+        tags: for the run, besides the lineage.
 
     Returns:
         The content of registration.json.
@@ -111,11 +114,11 @@ def register(*, params: Params, root: Path, data_md5: str | None = None) -> dict
     tracking_uri = tracking_address(settings.tracking_uri)
     with connect(resolve_uri(tracking_uri, root)) as client:
         name = f"amlp {lineage.params_hash[:8]}"
-        tags = lineage.tags()
+        run_tags = {**(tags or {}), **lineage.tags()}
         if lineage.git_commit != "unknown":
             # MLflow's own name for it, which its pages show.
-            tags["mlflow.source.git.commit"] = lineage.git_commit
-        with parent_run(client, experiment=settings.experiment, name=name, tags=tags) as run_id:
+            run_tags["mlflow.source.git.commit"] = lineage.git_commit
+        with parent_run(client, experiment=settings.experiment, name=name, tags=run_tags) as run_id:
             print(f"MLflow: run {run_id} in experiment {settings.experiment!r} at {tracking_uri}", flush=True)
             log = RunLog(client, run_id)
             values = params.model_dump(by_alias=True)

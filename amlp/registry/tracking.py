@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from amlp.environment import quiet
+from amlp.environment import PIPELINE_PAGES, PIPELINE_RUN, quiet
 from amlp.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 # MLflow refuses larger batches (mlflow.utils.validation).
 _MAX_METRICS, _MAX_PARAMS = 1000, 100
 _SQLITE = "sqlite:///"
+RUN_TAG, PAGE_TAG = "pipeline_run", "pipeline_run_url"
 _SETTINGS = {
     # A bar for each small file drowns what the stage has to say.
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -122,18 +121,39 @@ def parent_run(client: MlflowClient, *, experiment: str, name: str, tags: Mappin
     """Open a run and end it as FINISHED or FAILED; yields its id.
 
     A run whose id is in MLFLOW_RUN_ID, as Kubeflow's plugin injects it, is used instead, and left for its owner to end.
+    Within a pipeline run it is that one's, which another try or another task may have opened before.
     """
     if injected := os.environ.get("MLFLOW_RUN_ID"):
-        RunLog(client, injected).tags(tags)
+        RunLog(client, injected).tags({**tags, **pipeline_tags()})
         yield injected
         return
+    if pipeline := pipeline_tags():
+        with reopened_run(client, experiment=experiment, name=name, tags={RUN_TAG: pipeline[RUN_TAG]}) as run_id:
+            RunLog(client, run_id).tags({**tags, **pipeline})
+            yield run_id
+        return
     run = client.create_run(experiment_id(client, experiment), run_name=name, tags=dict(tags))
-    try:
+    with _ended(client, run.info.run_id):
         yield run.info.run_id
+
+
+def pipeline_tags() -> dict[str, str]:
+    """Tags that lead from a run in MLflow to the pipeline run that it belongs to; empty outside of pipelines."""
+    run_id, pages = os.environ.get(PIPELINE_RUN), os.environ.get(PIPELINE_PAGES)
+    if not run_id:
+        return {}
+    return {RUN_TAG: run_id} | ({PAGE_TAG: f"{pages.rstrip('/')}/#/runs/details/{run_id}"} if pages else {})
+
+
+@contextmanager
+def _ended(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """End a run as FINISHED, or as FAILED when the block does not end well."""
+    try:
+        yield
     except BaseException:
-        client.set_terminated(run.info.run_id, status="FAILED")
+        client.set_terminated(run_id, status="FAILED")
         raise
-    client.set_terminated(run.info.run_id)
+    client.set_terminated(run_id)
 
 
 @contextmanager
@@ -143,12 +163,8 @@ def reopened_run(client: MlflowClient, *, experiment: str, name: str, tags: Mapp
     found = client.search_runs([home], filter_string=_having(tags), max_results=1)
     run_id = found[0].info.run_id if found else client.create_run(home, run_name=name, tags=dict(tags)).info.run_id
     client.update_run(run_id, status="RUNNING")
-    try:
+    with _ended(client, run_id):
         yield run_id
-    except BaseException:
-        client.set_terminated(run_id, status="FAILED")
-        raise
-    client.set_terminated(run_id)
 
 
 def finished_run(client: MlflowClient, *, parent: str, tags: Mapping[str, str]) -> str | None:
@@ -168,12 +184,8 @@ def child_run(client: MlflowClient, *, parent: str, name: str, tags: Mapping[str
     """Open a run below `parent` and end it as FINISHED or FAILED."""
     experiment = client.get_run(parent).info.experiment_id
     run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **tags})
-    try:
+    with _ended(client, run.info.run_id):
         yield RunLog(client, run.info.run_id)
-    except BaseException:
-        client.set_terminated(run.info.run_id, status="FAILED")
-        raise
-    client.set_terminated(run.info.run_id)
 
 
 @dataclass(frozen=True)
@@ -210,6 +222,9 @@ class RunLog:
             step: column of the step numbers; the rows are numbered from 1 without.
             names: column -> metric, where they differ.
         """
+        # Here, for the task that records a pipeline's outcome has no tables.
+        import pandas as pd
+
         table = pd.read_csv(file).select_dtypes("number")
         steps = table[step].astype(int) if step else pd.Series(range(1, len(table) + 1))
         seconds = table["seconds"] if "seconds" in table else pd.Series(0.0, index=table.index)

@@ -72,7 +72,7 @@ class Pipeline:
     def run(self) -> Path:
         """Run it; returns the folder that holds one for each task that was executed."""
         before = set(self.root.glob("outputs/amlp-training-*"))
-        arguments = pipeline_arguments(self.params, data_md5="", git_commit=COMMIT)
+        arguments = pipeline_arguments(self.params, git_commit=COMMIT)
         python(RUN_PIPELINE, str(self.root / "outputs"), cwd=self.root, given=json.dumps(arguments))
         new = set(self.root.glob("outputs/amlp-training-*")) - before
         return new.pop() if new else self.root / "outputs" / "nothing"

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from amlp.cluster.training import ClusterParams
 from amlp.errors import UserError
 from amlp.params import Params, parse_params
-from pipelines.arguments import pipeline_arguments
+from pipelines.arguments import DataSource, pipeline_arguments
 
 # Every value differs from its default where a check between sections would notice a part that fell back to it.
 VALUES: dict[str, Any] = {
@@ -21,7 +22,7 @@ VALUES: dict[str, Any] = {
     "pretrain": {"epochs": 7},
     "register": {"tracking_uri": "http://mlflow:5000"},
 }
-LINEAGE = {"data_md5": "0" * 32, "git_commit": "f" * 40}
+COMMIT = "f" * 40
 # Beyond what DVC names: the other side of parse_params' check of sizes against the patch.
 OTHER_SIDE = {
     "preprocess": {"encoder.patch"},
@@ -30,8 +31,8 @@ OTHER_SIDE = {
 }
 
 
-def arguments(values: dict[str, Any] = VALUES) -> dict[str, str]:
-    return pipeline_arguments(parse_params(values, "test"), **LINEAGE)
+def arguments(values: dict[str, Any] = VALUES, **options: Any) -> dict[str, Any]:
+    return pipeline_arguments(parse_params(values, "test"), git_commit=COMMIT, **options)
 
 
 def changed(section: str, key: str, value: Any) -> set[str]:
@@ -49,19 +50,28 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def pipeline(project: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((project / "pipelines" / "training.yaml").read_text(encoding="utf-8"))
-    return loaded["root"]
+    text = (project / "pipelines" / "training.yaml").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = next(yaml.safe_load_all(text))
+    return loaded
 
 
-def test_there_is_an_argument_for_each_input(pipeline: dict[str, Any]) -> None:
-    assert set(arguments()) == set(pipeline["inputDefinitions"]["parameters"])
+def test_arguments_are_inputs_and_all_that_has_no_default_is_given(pipeline: dict[str, Any]) -> None:
+    inputs = pipeline["root"]["inputDefinitions"]["parameters"]
+    for options in ({}, {"cluster": ON_RAY}):
+        values = {**VALUES, "finetune": {"num_workers": 2}, "pretrain": {"num_workers": 2}}
+        given = set(arguments(values, **options))
+        assert given <= set(inputs)
+        assert {name for name, entry in inputs.items() if not entry.get("isOptional")} <= given
 
 
 def test_a_stage_gets_the_parameters_that_dvc_names(project: Path, pipeline: dict[str, Any]) -> None:
     stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     everything = set(leaves(Params().model_dump(by_alias=True)))
-    for name, task in pipeline["dag"]["tasks"].items():
-        given = arguments()[task["inputs"]["parameters"]["params"]["componentInputParameter"]]
+    for name, task in pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"].items():
+        if name not in stages:
+            continue
+        source = task["inputs"]["parameters"]["params"]["componentInputParameter"]
+        given = arguments()[source.removeprefix("pipelinechannel--")]
         if name in ("register", "report"):
             assert set(leaves(json.loads(given))) == everything
         else:
@@ -101,3 +111,36 @@ def test_a_database_in_a_folder_that_vanishes_is_refused() -> None:
         arguments({**VALUES, "register": {"tracking_uri": "sqlite:///mlflow.db"}})
     given = arguments({**VALUES, "register": {"tracking_uri": "sqlite:////data/mlflow.db"}})
     assert "sqlite:////data/mlflow.db" in given["params"]
+
+
+IMAGES = DataSource("https://example.org/images.git", "main", "busi")
+ON_RAY = ClusterParams(
+    launcher="rayjob", work="s3://bucket/work", image="amlp-train:1", gpus=2, node_selector={"pool": "gpu"},
+    tolerations=[{"key": "gpu", "operator": "Exists"}],
+)  # fmt: skip
+
+
+def test_images_come_from_a_repository_and_not_from_a_folder_of_whoever_submits() -> None:
+    values = {**VALUES, "ingest": {"source": "busi", "path": "/home/somebody/images"}}
+    with pytest.raises(UserError, match=r"ingest\.source: busi .* --data-repo"):
+        arguments(values)
+    given = arguments(values, data=IMAGES)
+    assert (given["data_repo"], given["data_rev"], given["data_path"]) == (IMAGES.repo, "main", "busi")
+    assert not [name for name, text in given.items() if "somebody" in str(text)]
+
+
+def test_a_pod_that_only_launches_holds_no_gpu_and_little_else() -> None:
+    values = {**VALUES, "finetune": {"num_workers": 2}, "pretrain": {"num_workers": 2}}
+    on_ray = arguments(values, cluster=ON_RAY)
+    in_pod = arguments(values, cluster=ON_RAY.model_copy(update={"launcher": "pod"}))
+    assert (on_ray["gpus"], on_ray["node_selector"], on_ray["tolerations"]) == ("0", {}, [])
+    assert on_ray["training_memory"] == "4Gi" and "training_memory" not in in_pod
+    assert (in_pod["gpus"], in_pod["node_selector"]) == ("2", {"pool": "gpu"})
+    assert in_pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    # What the launcher reads.
+    assert json.loads(on_ray["cluster"]) == ON_RAY.model_dump()
+
+
+def test_a_ray_cluster_without_workers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"pretrain\.num_workers: 0 .*--workers"):
+        arguments(cluster=ON_RAY)

@@ -13,11 +13,15 @@ import yaml
 
 from amlp import __version__
 from pipelines.__main__ import main
+from pipelines.compile import write_pipeline
+
+
+IMAGES = ("AMLP_STAGES_IMAGE", "AMLP_PIPELINE_IMAGE")
 
 
 def compiled(project: Path, out: Path, **variables: str) -> dict[str, Any]:
     """What the command writes; in a process of its own, for the image's name is read on import."""
-    environment = {name: value for name, value in os.environ.items() if name != "AMLP_IMAGE"} | variables
+    environment = {name: value for name, value in os.environ.items() if name not in IMAGES} | variables
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "compile", "--out", str(out)],
         cwd=project, env=environment, capture_output=True, text=True, check=True,
@@ -27,8 +31,11 @@ def compiled(project: Path, out: Path, **variables: str) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    pipeline: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return pipeline
+    """The pipeline, and what is Kubernetes' under `platforms`."""
+    merged: dict[str, Any] = {}
+    for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        merged |= document
+    return merged
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +45,15 @@ def golden(project: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tasks(golden: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = golden["root"]["dag"]["tasks"]
+    found: dict[str, dict[str, Any]] = golden["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     return found
+
+
+@pytest.fixture(scope="module")
+def pods(golden: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What Kubernetes gets for each task."""
+    executors = golden["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): pod for name, pod in executors.items()}
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +75,13 @@ def test_the_image_is_the_release_unless_a_build_names_another(
     def images(pipeline: dict[str, Any]) -> set[str]:
         return {entry["container"]["image"] for entry in pipeline["deploymentSpec"]["executors"].values()}
 
-    assert images(golden) == {f"amlp:{__version__}"}
-    assert images(compiled(project, tmp_path / "other.yaml", AMLP_IMAGE="amlp:0a1b2c3")) == {"amlp:0a1b2c3"}
+    assert images(golden) == {f"amlp-stages:{__version__}", f"amlp-pipeline:{__version__}"}
+    named = dict.fromkeys(IMAGES, "amlp:0a1b2c3")
+    assert images(compiled(project, tmp_path / "other.yaml", **named)) == {"amlp:0a1b2c3"}
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["compile", "--out", str(tmp_path / "training.txt")])
-    assert end.value.code == 2
+    assert main(["compile", "--out", str(tmp_path / "training.txt")]) == 2
     assert "training.txt does not end in .yaml" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -79,6 +92,7 @@ def test_tasks_install_nothing(golden: dict[str, Any]) -> None:
 
 
 def test_tasks_and_edges_are_those_of_dvc(tasks: dict[str, Any], stages: dict[str, Any]) -> None:
+    """Beside DVC's stages there is the look for the data's version, which DVC has in its own folder."""
     wrote = {out: name for name, stage in stages.items() for out in stage["outs"]}
 
     def producers(stage: dict[str, Any]) -> set[str]:
@@ -89,38 +103,97 @@ def test_tasks_and_edges_are_those_of_dvc(tasks: dict[str, Any], stages: dict[st
         return {source["taskOutputArtifact"]["producerTask"] for source in given}
 
     edges = {name: producers(stage) for name, stage in stages.items()}
-    assert {name: artifacts(task) for name, task in tasks.items()} == edges
+    assert set(tasks) - set(edges) == {"pull-data"}
+    assert {name: artifacts(tasks[name]) for name in edges} == edges
     # And no order beyond what data flow asks for.
-    assert {name: set(task.get("dependentTasks", [])) for name, task in tasks.items()} == edges
+    order = {name: set(task.get("dependentTasks", [])) for name, task in tasks.items()}
+    version = {"ingest": {"pull-data"}, "register": {"pull-data"}}
+    assert order == {"pull-data": set(), **{name: edges[name] | version.get(name, set()) for name in edges}}
 
 
-def test_the_tasks_that_all_others_descend_from_name_data_and_code(tasks: dict[str, Any]) -> None:
-    first = {name for name, task in tasks.items() if not task.get("dependentTasks")}
-    assert first == {"ingest"}
+def test_all_tasks_descend_from_one_that_names_data_and_code(tasks: dict[str, Any]) -> None:
     given = tasks["ingest"]["inputs"]["parameters"]
-    for name in ("data_md5", "git_commit"):
-        assert given[name] == {"componentInputParameter": name}
+    assert given["git_commit"] == {"componentInputParameter": "pipelinechannel--git_commit"}
+    for name, output in (("data_uri", "uri"), ("data_md5", "md5")):
+        assert given[name]["taskOutputParameter"] == {"outputParameterKey": output, "producerTask": "pull-data"}
+    # Not the data's commit: the same images from a later one are the same images.
+    assert set(given) == {"params", "git_commit", "data_uri", "data_md5"}
 
 
-def test_every_task_is_cached(tasks: dict[str, Any]) -> None:
+def test_every_task_is_cached_but_the_one_that_tells_how_a_run_ended(
+    golden: dict[str, Any], tasks: dict[str, Any]
+) -> None:
     assert all(task["cachingOptions"] == {"enableCache": True} for task in tasks.values())
+    last = golden["root"]["dag"]["tasks"]["record-outcome"]
+    assert not last["cachingOptions"].get("enableCache")
+    assert last["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+
+
+def test_a_schedule_looks_the_data_up_each_time(golden: dict[str, Any], tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "schedule.yaml", follow_data=True)
+    group = "comp-exit-handler-1"
+    follows = read(tmp_path / "schedule.yaml")["components"][group]["dag"]["tasks"]
+    now = {name: task["cachingOptions"].get("enableCache", False) for name, task in follows.items()}
+    assert now == {name: name != "pull-data" for name in now}
+
+
+def test_no_task_is_without_limits(golden: dict[str, Any], tasks: dict[str, Any], pods: dict[str, Any]) -> None:
+    executors = golden["deploymentSpec"]["executors"]
+    for name in (*tasks, "record-outcome"):
+        resources = executors[f"exec-{name}"]["container"]["resources"]
+        assert resources["resourceMemoryLimit"] and resources["resourceCpuRequest"], name
+        assert int(pods[name]["activeDeadlineSeconds"]) > 0, name
+        assert pods[name]["securityContext"]["runAsNonRoot"], name
+    for name, task in {**tasks, **golden["root"]["dag"]["tasks"]}.items():
+        assert name == "exit-handler-1" or task["retryPolicy"]["maxRetryCount"] == 2, name
+
+
+def test_trainings_alone_may_have_gpus_and_shared_memory(golden: dict[str, Any], pods: dict[str, Any]) -> None:
+    trainings = {"pretrain", "finetune", "scratch"}
+    executors = golden["deploymentSpec"]["executors"]
+    with_gpu = {name for name in pods if "accelerator" in executors[f"exec-{name}"]["container"]["resources"]}
+    assert with_gpu == trainings
+    assert {name for name, pod in pods.items() if "nodeSelector" in pod and "tolerations" in pod} == trainings
+    for name in trainings:
+        [memory] = pods[name]["emptyDirMounts"]
+        assert (memory["mountPath"], memory["medium"]) == ("/dev/shm", "Memory")
+
+
+def test_what_pods_take_from_the_namespace_is_there(project: Path, pods: dict[str, Any]) -> None:
+    """Names of objects and keys, against k8s/."""
+    text = (project / "k8s/base/kustomization.yaml").read_text(encoding="utf-8")
+    settings = next(one for one in yaml.safe_load(text)["configMapGenerator"] if one["name"] == "amlp-settings")
+    known = {literal.partition("=")[0] for literal in settings["literals"]}
+    # Where the cluster has S3 and people their pages is an overlay's.
+    known |= {"AWS_ENDPOINT_URL_S3", "AMLP_MLFLOW_PAGES", "AMLP_PIPELINE_PAGES"}
+    manual = (project / "k8s/README.md").read_text(encoding="utf-8")
+    for pod in pods.values():
+        [config] = pod["configMapAsEnv"]
+        assert config["configMapName"] == "amlp-settings"
+        assert {entry["configMapKey"] for entry in config["keyToEnv"]} <= known
+        for secret in pod["secretAsEnv"]:
+            for entry in secret["keyToEnv"]:
+                assert f"`{secret['secretName']}`" in manual and entry["secretKey"] in manual
 
 
 def test_results_are_typed_so_that_the_pages_of_kubeflow_show_them(golden: dict[str, Any]) -> None:
     types = {
         f"{name.removeprefix('comp-')}.{output}": entry["artifactType"]["schemaTitle"].removeprefix("system.")
         for name, component in golden["components"].items()
-        for output, entry in component["outputDefinitions"]["artifacts"].items()
+        for output, entry in component.get("outputDefinitions", {}).get("artifacts", {}).items()
     }
     assert {name: kind for name, kind in types.items() if not name.endswith(".metrics")} == {
         "ingest.cases": "Dataset",
         "validate.validated": "Dataset",
         "preprocess.shards": "Dataset",
         "pretrain.encoder": "Model",
+        "pretrain.page": "HTML",
         "finetune.segmenter": "Model",
         "scratch.segmenter": "Model",
         "evaluate.evaluation": "Artifact",
+        "evaluate.page": "HTML",
         "register.registration": "Artifact",
+        "register.page": "HTML",
         "report.page": "HTML",
     }
     with_metrics = {"validate", "preprocess", "pretrain", "finetune", "scratch", "evaluate"}

@@ -1,0 +1,119 @@
+"""Where a training stage of a pipeline runs: in the task's own pod, or on a Ray cluster that the task launches."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from amlp.environment import PIPELINE_RUN
+from amlp.errors import UserError
+from amlp.params import Count, Params, PositiveFloat, Section
+
+# Where a pod finds the namespace that it is in.
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class ClusterParams(Section):
+    """Where trainings run, and on what; one text for all training tasks of a pipeline run."""
+
+    # `pod`: in the task's pod; `rayjob`: on a Ray cluster that exists as long as the training.
+    launcher: Literal["pod", "rayjob"] = "pod"
+    # s3://bucket/prefix for checkpoints, and what a Ray cluster reads and writes; empty keeps checkpoints in the pod.
+    work: Annotated[str, Field(pattern=r"^(s3://[^/]+(/.*)?)?$")] = ""
+    # For `rayjob`:
+    image: str = ""
+    template: str = "/etc/amlp/rayjob.yaml"
+    owner: str = "amlp"
+    queue: str = ""
+    # GPUs of each worker.
+    gpus: Count = 0
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, Any]] = Field(default_factory=list)
+    deadline_hours: PositiveFloat = 24.0
+    start_minutes: PositiveFloat = 60.0
+
+    @model_validator(mode="after")
+    def _whole(self) -> ClusterParams:
+        if self.launcher == "rayjob" and not (self.work and self.image):
+            raise ValueError("launcher rayjob needs `work`, where Ray's nodes find their files, and `image`")
+        return self
+
+
+def run_training(
+    *,
+    stage: str,
+    params: Params,
+    shards: Path,
+    encoder: Path | None,
+    out: Path,
+    cluster: ClusterParams,
+    pod_gpus: int = 0,
+) -> None:
+    """Run stage `pretrain`, `finetune` or `scratch` where `cluster` says.
+
+    Args:
+        stage: `finetune` takes an encoder, the others none.
+        params: of the run.
+        shards: what preprocess wrote.
+        encoder: what pretrain wrote.
+        out: folder to write.
+        cluster: where, and on what.
+        pod_gpus: that this task's pod was given.
+
+    Raises:
+        UserError: bad parameters or inputs, storage that fails, or GPUs that PyTorch does not see.
+        RayJobError: the RayJob did not succeed.
+    """
+    if cluster.launcher == "rayjob":
+        _run_as_rayjob(stage=stage, params=params, shards=shards, encoder=encoder, out=out, cluster=cluster)
+        return
+    if pod_gpus:
+        import torch
+
+        # Else it would train on the CPU, a hundred times longer, and hold the GPU.
+        if (seen := torch.cuda.device_count()) < pod_gpus:
+            raise UserError(
+                f"{stage}: the pod was given {pod_gpus} GPU(s) and PyTorch sees {seen}; look at the node's driver and "
+                "device plugin, and that the image's CUDA is not newer than the driver."
+            )
+    with tempfile.TemporaryDirectory() as temporary:
+        state = f"{cluster.work}/state" if cluster.work else temporary
+        if stage == "pretrain":
+            from amlp.training.pretrain import pretrain
+
+            pretrain(params=params, shards=shards, out=out, state=state)
+        else:
+            from amlp.training.finetune import finetune
+
+            finetune(params=params, shards=shards, encoder=encoder, out=out, state=state)
+
+
+def _run_as_rayjob(
+    *, stage: str, params: Params, shards: Path, encoder: Path | None, out: Path, cluster: ClusterParams
+) -> None:
+    from amlp.cluster.rayjob import Deadlines, JobRequest
+    from amlp.cluster.remote import run_as_rayjob
+
+    run_id = os.environ.get(PIPELINE_RUN)
+    if not run_id:
+        raise UserError(f"{PIPELINE_RUN} is not set: the RayJob is named after the pipeline run.")
+    request = JobRequest(
+        run_id=run_id,
+        task=stage,
+        image=cluster.image,
+        namespace=_NAMESPACE.read_text().strip() if _NAMESPACE.is_file() else "amlp",
+        owner=cluster.owner,
+        gpus=cluster.gpus,
+        queue=cluster.queue,
+        node_selector=cluster.node_selector,
+        tolerations=cluster.tolerations,
+        deadlines=Deadlines(total=cluster.deadline_hours * 3600, pre_running=cluster.start_minutes * 60),
+    )
+    run_as_rayjob(
+        stage=stage, params=params, shards=shards, encoder=encoder, out=out, work=cluster.work,
+        template=Path(cluster.template), request=request,
+    )  # fmt: skip

@@ -1,0 +1,137 @@
+"""`amlp-pipelines` against a server that plays Kubeflow's API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.__main__ import main
+from tests.kubeflow_api import KubeflowApi, kubeflow_api
+
+DONE = {"run_id": "r1", "display_name": "amlp", "state": "SUCCEEDED"}
+
+
+@pytest.fixture
+def api() -> Iterator[KubeflowApi]:
+    with kubeflow_api() as served:
+        yield served
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with parameters; kfp's client keeps a file in HOME."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AMLP_GIT_COMMIT", "f" * 40)
+    monkeypatch.chdir(tmp_path)
+    params = {"register": {"tracking_uri": "http://mlflow:5000"}, "pretrain": {"epochs": 7}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return tmp_path
+
+
+def posted(api: KubeflowApi, path: str) -> dict[str, Any]:
+    [body] = [body for where, body in api.posted if where == path]
+    return body
+
+
+def given(body: dict[str, Any]) -> dict[str, Any]:
+    parameters: dict[str, Any] = body["runtime_config"]["parameters"]
+    return parameters
+
+
+def pipeline(body: dict[str, Any]) -> dict[str, Any]:
+    spec = body["pipeline_spec"]
+    # With what is Kubernetes' beside it.
+    assert spec["platform_spec"]["platforms"]["kubernetes"]
+    found: dict[str, Any] = spec["pipeline_spec"]
+    return found
+
+
+def test_a_run_is_submitted_with_its_arguments(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMLP_KUBEFLOW_TOKEN", "t0ken")
+    assert main(["submit", "--host", api.host, "--name", "first", "--share", "s3://bucket/reports"]) == 0
+    output = capsys.readouterr().out
+    assert f"{api.host}/#/runs/details/r1" in output and "t0ken" not in output
+    assert "Bearer t0ken" in api.tokens
+    run = posted(api, "/runs")
+    assert run["display_name"] == "first" and run["experiment_id"] == "e1"
+    assert json.loads(given(run)["pretrain_params"])["pretrain"]["epochs"] == 7
+    assert given(run)["git_commit"] == "f" * 40 and given(run)["share"] == "s3://bucket/reports"
+    assert pipeline(run)["pipelineInfo"]["name"] == "amlp-training"
+
+
+def test_trainings_go_to_a_ray_cluster(api: KubeflowApi, folder: Path) -> None:
+    where = ["--launcher", "rayjob", "--workers", "2", "--gpus", "1", "--work", "s3://bucket/work", "--queue", "amlp",
+             "--node-selector", "pool=gpu", "--toleration", '{"key": "spot", "operator": "Exists"}']  # fmt: skip
+    assert main(["submit", "--host", api.host, *where]) == 0
+    arguments = given(posted(api, "/runs"))
+    cluster = json.loads(arguments["cluster"])
+    assert cluster["launcher"] == "rayjob" and cluster["gpus"] == 1 and cluster["node_selector"] == {"pool": "gpu"}
+    assert arguments["gpus"] == "0"
+    assert json.loads(arguments["finetune_params"])["finetune"]["num_workers"] == 2
+
+
+def test_a_schedule_runs_once_at_a_time_and_does_not_make_up_for_the_past(api: KubeflowApi, folder: Path) -> None:
+    assert main(["schedule", "0 0 3 * * 1", "--host", api.host, "--name", "weekly"]) == 0
+    made = posted(api, "/recurringruns")
+    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
+    assert made["max_concurrency"] == 1 and made["no_catchup"] is True
+    tasks = pipeline(made)["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert not tasks["pull-data"]["cachingOptions"].get("enableCache")
+
+
+def test_the_state_of_a_run_is_shown_task_by_task(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [
+        {"display_name": "validate", "state": "FAILED", "start_time": "2026-01-01T00:00:02Z",
+         "error": {"code": 2, "message": "too many bad cases"}},
+        {"display_name": "ingest", "state": "SUCCEEDED", "start_time": "2026-01-01T00:00:01Z"},
+        {"display_name": "ingest-driver", "state": "SUCCEEDED"},
+    ]  # fmt: skip
+    running = DONE | {"state": "RUNNING", "run_details": {"task_details": tasks[1:]}}
+    api.runs = [running]
+    assert main(["status", "r1", "--host", api.host]) == 3
+    assert "ingest" in capsys.readouterr().out
+    api.runs = [DONE | {"state": "FAILED", "run_details": {"task_details": tasks}}]
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "amlp (r1): FAILED",
+        f"  {'ingest':24} SUCCEEDED",
+        f"  {'validate':24} FAILED: too many bad cases",
+    ]
+    api.runs = [DONE]
+    assert main(["status", "r1", "--host", api.host]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--node-selector", "gpu"], "--node-selector gpu: expected KEY=VALUE"),
+        (["--toleration", "gpu"], "--toleration gpu: not JSON"),
+        (["--launcher", "rayjob"], "`work`"),
+        (["--launcher", "rayjob", "--work", "s3://bucket"], "pretrain.num_workers: 0"),
+        (["--work", "/nfs"], "work: "),
+        (["--data-repo", "no-such-folder", "--data-path", "images"], "no-such-folder at main"),
+        (["--params", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_submitted(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["submit", "--host", api.host, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not api.posted
+
+
+def test_an_api_that_refuses_is_told(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    api.runs, api.refuse = [DONE], 0
+    assert main(["status", "other", "--host", api.host]) == 2
+    assert "404" in capsys.readouterr().err
