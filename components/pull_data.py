@@ -6,7 +6,7 @@ from components.common import light
 
 
 @light
-def pull_data(repo: str, rev: str, path: str) -> NamedTuple("DataVersion", [("uri", str), ("md5", str), ("commit", str)]):  # type: ignore[valid-type] # fmt: skip
+def pull_data(repo: str, rev: str, path: str) -> NamedTuple("Version", [("uri", str), ("md5", str), ("commit", str)]):  # type: ignore[valid-type] # fmt: skip
     """Find a folder under DVC at a revision: its address in the remote, DVC's MD5 of it, and the commit.
 
     Values and not an artifact: a task that gets the same address and MD5 is cached whatever commit they came from, and
@@ -23,9 +23,14 @@ def pull_data(repo: str, rev: str, path: str) -> NamedTuple("DataVersion", [("ur
     from amlp.environment import quiet
 
     quiet()
-    values = NamedTuple("DataVersion", [("uri", str), ("md5", str), ("commit", str)])
+
+    class Version(NamedTuple):
+        uri: str
+        md5: str
+        commit: str
+
     if not repo:
-        return values("", "", "")
+        return Version("", "", "")
     found = resolve_version(repo=repo, rev=rev, path=path)
     print(f"{path} at commit {found.commit}: {found.md5}, {found.uri}")
-    return values(found.uri, found.md5, found.commit)
+    return Version(found.uri, found.md5, found.commit)

@@ -10,7 +10,6 @@ def register(
     params: str,
     data_uri: str,
     data_md5: str,
-    data_commit: str,
     git_commit: str,
     cases: Input[Dataset],
     validated: Input[Dataset],
@@ -25,8 +24,7 @@ def register(
     """Record the run and both models in MLflow.
 
     Args:
-        data_uri: of the images in DVC's remote, as the next two are for people to find them again; empty for generated
-            images.
+        data_uri: of the images in DVC's remote, for people to find them again, as data_md5; empty for generated images.
     """
     import json
     import os
@@ -56,7 +54,8 @@ def register(
                 "evaluation": evaluation.path,
             },
         )
-        source = {"source_uri": data_uri, "source_md5": data_md5, "source_commit": data_commit}
+        # Not their commit, which differs where the images do not; the run's outcome is recorded with it.
+        source = {"source_uri": data_uri, "source_md5": data_md5}
         register(params=settings, root=Path(root), tags={name: value for name, value in source.items() if value})
         write_links(Path(page.path), Path(root, "registration.json"))
         shutil.copy(Path(root, "registration.json"), registration.path)

@@ -228,8 +228,8 @@ def build_parser() -> argparse.ArgumentParser:
         return added
 
     def kubeflow(to: argparse.ArgumentParser) -> None:
-        to.add_argument("--host", default=os.environ.get("KF_PIPELINES_ENDPOINT"), metavar="URL",
-                        help="of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT, else the cluster's own)")  # fmt: skip
+        text = "of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT, else the cluster's own)"
+        to.add_argument("--host", default=os.environ.get("KF_PIPELINES_ENDPOINT"), metavar="URL", help=text)
         to.add_argument("--namespace", default="amlp", help="that runs belong to (default: amlp)")
 
     def run_options(to: argparse.ArgumentParser) -> None:

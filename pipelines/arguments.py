@@ -67,7 +67,7 @@ def pipeline_arguments(
     if params.ingest.source != "phantom" and not (data.repo and data.rev and data.path):
         raise UserError(
             f"ingest.source: {params.ingest.source} reads files, and a pipeline's tasks see no folder of this machine; "
-            "name the DVC repository that holds them, its revision and the folder: --data-repo, --data-rev, --data-path."
+            "name the DVC repository that holds them, a revision and the folder: --data-repo, --data-rev, --data-path."
         )
     on_ray = cluster.launcher == "rayjob"
     for section in ("pretrain", "finetune"):

@@ -75,7 +75,7 @@ def training(
     last.set_caching_options(False)
     with dsl.ExitHandler(last, name="training"):
         data = place(pull_data(repo=data_repo, rev=data_rev, path=data_path), Pod())
-        uri, md5, commit = data.outputs["uri"], data.outputs["md5"], data.outputs["commit"]
+        uri, md5 = data.outputs["uri"], data.outputs["md5"]
         ingested = ingest(params=ingest_params, data_uri=uri, data_md5=md5, git_commit=git_commit)
         cases = ingested.outputs["cases"]
         validation = validate(params=validate_params, cases=cases)
@@ -103,7 +103,6 @@ def training(
             params=params,
             data_uri=uri,
             data_md5=md5,
-            data_commit=commit,
             git_commit=git_commit,
             cases=cases,
             **found,

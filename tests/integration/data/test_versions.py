@@ -11,7 +11,7 @@ from amlp.cluster.storage import remove, write
 from amlp.data.versions import DataVersion, fetch_version, resolve_commit, resolve_version
 from amlp.errors import UserError
 from amlp.registry.lineage import folder_md5
-from tests.data_repository import DataRepository
+from pipelines.local import DataRepository
 
 FILES = {"benign/a.png": b"first", "benign/\u00e9 b.png": b"second", "malignant/c.png": b""}
 

@@ -15,7 +15,6 @@ from amlp import __version__
 from pipelines.__main__ import main
 from pipelines.compile import write_pipeline
 
-
 IMAGES = ("AMLP_STAGES_IMAGE", "AMLP_PIPELINE_IMAGE")
 
 

@@ -57,7 +57,9 @@ def test_tries_and_outcome_of_a_pipeline_run_share_one_run(
     assert len(all_runs(client)) == 2
 
 
-@pytest.mark.parametrize(("state", "status"), [("FAILED", "FAILED"), ("CANCELLED", "KILLED"), ("SUCCEEDED", "FINISHED")])
+@pytest.mark.parametrize(
+    ("state", "status"), [("FAILED", "FAILED"), ("CANCELLED", "KILLED"), ("SUCCEEDED", "FINISHED")]
+)
 def test_a_pipeline_run_that_registered_nothing_is_recorded_too(
     tracking_uri: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, state: str, status: str
 ) -> None:
