@@ -56,6 +56,7 @@ def register(
         )
         # Not their commit, which differs where the images do not; the run's outcome is recorded with it.
         source = {"source_uri": data_uri, "source_md5": data_md5}
-        register(params=settings, root=Path(root), tags={name: value for name, value in source.items() if value})
+        tags = {name: value for name, value in source.items() if value}
+        register(params=settings, root=Path(root), tags=tags, gated=True)
         write_links(Path(page.path), Path(root, "registration.json"))
         shutil.copy(Path(root, "registration.json"), registration.path)

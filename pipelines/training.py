@@ -1,4 +1,5 @@
-"""The training pipeline, with the stages and edges of dvc.yaml: from a version of the images to two registered models.
+"""The training pipeline, with the stages and edges of dvc.yaml: from a version of the images to two registered models,
+and to a champion if the gate says so.
 
 The pipeline's annotations are read when it is defined: no `from __future__ import annotations` here.
 """
@@ -7,6 +8,7 @@ from kfp import dsl
 
 from components.evaluate import evaluate
 from components.finetune import finetune, scratch
+from components.gate import gate, promote
 from components.ingest import ingest
 from components.preprocess import preprocess
 from components.pretrain import pretrain
@@ -24,6 +26,7 @@ _PODS = {
     "evaluate": Pod(cpu="2", memory="8Gi", hours=6),
     "register": Pod(memory="4Gi"),
     "report": Pod(memory="4Gi"),
+    "gate": Pod(cpu="2", memory="8Gi", hours=6),
 }
 
 
@@ -48,7 +51,7 @@ def training(
     node_selector: dict = {},  # noqa: B006 - Kubeflow reads the default
     tolerations: list = [],  # noqa: B006
 ) -> None:
-    """Pre-train, fine-tune, evaluate and register a lesion segmenter.
+    """Pre-train, fine-tune, evaluate and register a lesion segmenter, and make it the champion if it may be.
 
     Args:
         ingest_params: JSON of the parameters of stage ingest; `pipeline_arguments` makes this and the next ones.
@@ -108,5 +111,9 @@ def training(
             **found,
         )
         reported = report(params=params, share=share, registration=registered.outputs["registration"], **found)
-        for task in (ingested, validation, packed, evaluated, registered, reported):
+        registration = registered.outputs["registration"]
+        judged = gate(params=params, cases=cases, shards=shards, registration=registration, **models)
+        for task in (ingested, validation, packed, evaluated, registered, reported, judged):
             place(task, _PODS[task.name])
+        with dsl.If(judged.outputs["outcome"] == "promote", name="promote"):
+            place(promote(decision=judged.outputs["decision"], registration=registration), Pod())

@@ -80,18 +80,24 @@ _NEEDED = (
 
 
 def register(
-    *, params: Params, root: Path, data_md5: str | None = None, tags: Mapping[str, str] | None = None
+    *,
+    params: Params,
+    root: Path,
+    data_md5: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    gated: bool = False,
 ) -> dict[str, Any]:
     """Record the pipeline's run in MLflow and register both models.
 
     The aliases come last, when a version is complete with its tags: `candidate` always, `champion` when the name has
-    none yet.
+    none yet and no gate decides about that.
 
     Args:
         params: of the run; `register.tracking_uri` may be a SQLite file relative to `root`.
         root: folder with the stages' outputs; registration.json is written into it.
         data_md5: DVC's MD5 of the data, where `root` holds no dvc.lock that tells it; else the folder is hashed.
         tags: for the run, besides the lineage.
+        gated: whether a gate decides which segmenter is champion.
 
     Returns:
         The content of registration.json.
@@ -131,7 +137,8 @@ def register(
                 client, run_id, params=params, root=root, summary=summary, lineage=lineage
             )
             for model in (encoder, segmenter):
-                model["aliases"] = _set_aliases(client, model["name"], model["version"])
+                crown = not (gated and model is segmenter)
+                model["aliases"] = _set_aliases(client, model["name"], model["version"], crown=crown)
 
         registration = {
             "tracking_uri": tracking_uri,
@@ -309,10 +316,10 @@ def _public_version(package: str) -> str:
     return installed_version(package).split("+")[0]
 
 
-def _set_aliases(client: MlflowClient, name: str, version: str) -> list[str]:
-    """Make the version the candidate, and the champion if there is none; returns its aliases."""
+def _set_aliases(client: MlflowClient, name: str, version: str, *, crown: bool) -> list[str]:
+    """Make the version the candidate, and with `crown` the champion if there is none; returns its aliases."""
     champion = client.get_registered_model(name).aliases.get(CHAMPION)
-    aliases = [CANDIDATE] if champion else [CANDIDATE, CHAMPION]
+    aliases = [CANDIDATE, CHAMPION] if crown and not champion else [CANDIDATE]
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
     return aliases

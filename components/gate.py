@@ -1,0 +1,65 @@
+"""Components of the gate: one judges the candidate, the other makes it the champion."""
+
+from typing import NamedTuple
+
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from components.common import stage
+
+
+@stage
+def gate(
+    params: str,
+    cases: Input[Dataset],
+    shards: Input[Dataset],
+    segmenter: Input[Model],
+    scratch: Input[Model],
+    registration: Input[Artifact],
+    decision: Output[Artifact],
+) -> NamedTuple("Outcome", [("outcome", str)]):  # type: ignore[valid-type]
+    """Compare the candidate with the champion on the test split: promote, keep or refuse.
+
+    Args:
+        params: JSON of all parameters.
+    """
+    import json
+    from pathlib import Path
+    from typing import NamedTuple
+
+    from amlp.environment import quiet
+    from amlp.files import read_json, write_json
+    from amlp.params import parse_params
+    from amlp.registry.promotion import judge_candidate, record_decision
+
+    class Outcome(NamedTuple):
+        outcome: str
+
+    quiet()
+    registered = read_json(Path(registration.path))
+    found = judge_candidate(
+        params=parse_params(json.loads(params), "params").gate,
+        registration=registered,
+        ingest=Path(cases.path),
+        shards=Path(shards.path),
+        segmenter=Path(segmenter.path),
+        scratch=Path(scratch.path),
+    )
+    record = found.as_dict()
+    record_decision(record=record, registration=registered)
+    write_json(Path(decision.path), record)
+    decision.metadata.update(outcome=found.outcome, reason=found.reason, explanation=found.explanation)
+    print(f"{found.outcome} ({found.reason}): {found.explanation}")
+    return Outcome(found.outcome)
+
+
+@stage
+def promote(decision: Input[Artifact], registration: Input[Artifact]) -> None:
+    """Make the candidate the champion."""
+    from pathlib import Path
+
+    from amlp.environment import quiet
+    from amlp.files import read_json
+    from amlp.registry.promotion import promote
+
+    quiet()
+    promote(record=read_json(Path(decision.path)), registration=read_json(Path(registration.path)))
