@@ -27,7 +27,8 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo busi study test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain k8s-dev-secrets clean
+.PHONY: help setup demo busi study test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain \
+  k8s-dev-secrets pipeline-local clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +104,10 @@ bench-mps: setup ## score lesion patch selection against the BUSI masks: make be
 
 bench-pretrain: setup ## time a pre-training step against the one of transformers
 	python -m benchmarks.bench_pretrain
+
+pipeline-local: setup ## run the Kubeflow pipeline here, with S3, PostgreSQL and MLflow: make pipeline-local DATA=folder
+	rm -rf workspaces/local
+	python -m pipelines.local $(if $(filter-out file undefined,$(origin DATA)),--data "$(DATA)")
 
 k8s-dev-secrets: ## write random secrets for k8s/overlays/dev, once
 	$(PYTHON) k8s/dev_secrets.py

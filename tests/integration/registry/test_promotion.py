@@ -1,0 +1,171 @@
+"""The gate in a real registry: who is compared with whom, and what becomes of the aliases.
+
+No test image here has a lesion, so a segmenter that calls nothing a lesion scores 1, and one that calls everything so 0.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from amlp.errors import UserError
+from amlp.evaluation.evaluate import score_cases
+from amlp.files import read_json, write_json
+from amlp.models.checkpoint import save
+from amlp.params import Params, parse_params
+from amlp.registry.decision import Decision
+from amlp.registry.promotion import judge_candidate, promote, record_decision
+from amlp.registry.register import register
+from tests.stage_outputs import write_stage_outputs
+
+GOOD, BAD = -20.0, 20.0
+
+
+def write_model(folder: Path, bias: float) -> None:
+    """Make the model in `folder` say the same of every pixel; each bias is another file."""
+    checkpoint = torch.load(folder / "segmenter.pt", weights_only=True)
+    for name in ("head", "presence"):
+        checkpoint["state"][f"{name}.bias"] = torch.full_like(checkpoint["state"][f"{name}.bias"], bias)
+        checkpoint["state"][f"{name}.weight"] = torch.zeros_like(checkpoint["state"][f"{name}.weight"])
+    save(folder / "segmenter.pt", checkpoint)
+
+
+class Registry:
+    """Stage outputs and a registry of their own."""
+
+    def __init__(self, root: Path, tracking_uri: str) -> None:
+        self.root = root
+        self.params: Params = parse_params(
+            {"register": {"tracking_uri": tracking_uri}, "gate": {"min_groups": 3}}, "test"
+        )
+        write_stage_outputs(root, epochs=3)
+        index = pd.read_parquet(root / "data/shards/index.parquet")
+        _, digest = score_cases({}, test=index[index["split"] == "test"], ingest=root / "data/ingest")
+        summary = read_json(root / "evaluation/summary.json")
+        summary["test"]["hash"] = digest
+        write_json(root / "evaluation/summary.json", summary)
+        self.scratch(BAD)
+
+    def scratch(self, bias: float) -> None:
+        write_model(self.root / "models/scratch", bias)
+
+    def register(self, bias: float) -> dict[str, Any]:
+        write_model(self.root / "models/segmenter", bias)
+        return register(params=self.params, root=self.root, gated=True)
+
+    def judge(self, registration: dict[str, Any]) -> Decision:
+        return judge_candidate(
+            params=self.params.gate, registration=registration, ingest=self.root / "data/ingest",
+            shards=self.root / "data/shards", segmenter=self.root / "models/segmenter",
+            scratch=self.root / "models/scratch",
+        )  # fmt: skip
+
+    def challenge(self, bias: float) -> Decision:
+        """Register a model, judge it, and promote it if it may be, as the pipeline does."""
+        registration = self.register(bias)
+        decision = self.judge(registration)
+        record_decision(record=decision.as_dict(), registration=registration)
+        if decision.outcome == "promote":
+            promote(record=decision.as_dict(), registration=registration)
+        return decision
+
+    @property
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.params.register_.tracking_uri)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        found = self.client.get_registered_model("amlp-segmenter").aliases
+        return {alias: str(version) for alias, version in found.items()}
+
+
+@pytest.fixture
+def registry(tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.chdir(tmp_path)
+    return Registry(tmp_path / "root", tracking_uri)
+
+
+def test_a_first_champion_beats_the_model_from_scratch_and_the_next_one_the_champion(registry: Registry) -> None:
+    registry.scratch(GOOD)
+    first = registry.challenge(BAD)
+    assert (first.outcome, first.role) == ("keep", "baseline")
+    assert registry.aliases == {"candidate": "1"}
+
+    registry.scratch(BAD - 1)
+    second = registry.challenge(GOOD - 1)
+    assert (second.outcome, second.role) == ("promote", "baseline")
+    assert registry.aliases == {"candidate": "2", "champion": "2"}
+
+    # Beats the baseline, and not the champion.
+    third = registry.challenge(GOOD - 2)
+    assert (third.outcome, third.reason, third.role) == ("keep", "tie", "champion")
+    assert third.reference.name == "amlp-segmenter version 2"
+    assert registry.aliases == {"candidate": "3", "champion": "2"}
+    tags = registry.client.get_model_version("amlp-segmenter", "3").tags
+    assert (tags["gate_outcome"], tags["gate_reference"]) == ("keep", "amlp-segmenter version 2")
+
+
+def test_the_champion_before_is_remembered(registry: Registry) -> None:
+    registry.register(BAD - 2)
+    registry.client.set_registered_model_alias("amlp-segmenter", "champion", "1")
+    registration = registry.register(GOOD)
+    record = registry.judge(registration).as_dict()
+    for _ in range(2):  # a task may be tried again
+        promote(record=record, registration=registration)
+        assert registry.aliases == {"candidate": "2", "champion": "2", "previous_champion": "1"}
+
+
+def test_a_decision_about_another_champion_does_not_count(registry: Registry) -> None:
+    registration = registry.register(GOOD)
+    record = registry.judge(registration).as_dict()
+    registry.register(GOOD - 1)
+    registry.client.set_registered_model_alias("amlp-segmenter", "champion", "2")
+    with pytest.raises(UserError, match="judged against the model from scratch, and the champion is now .* version 2"):
+        promote(record=record, registration=registration)
+    assert registry.aliases["champion"] == "2"
+
+
+def test_a_decision_to_keep_or_about_another_candidate_promotes_nobody(registry: Registry) -> None:
+    registration = registry.register(GOOD)
+    record = registry.judge(registration).as_dict()
+    with pytest.raises(UserError, match="the decision is to keep"):
+        promote(record=record | {"outcome": "keep"}, registration=registration)
+    with pytest.raises(UserError, match="about amlp-segmenter version 1"):
+        promote(record=record, registration=registry.register(GOOD - 1))
+    assert "champion" not in registry.aliases
+
+
+@pytest.mark.parametrize("how", ["lost", "changed"])
+def test_a_champion_that_cannot_be_trusted_is_a_refusal(registry: Registry, how: str) -> None:
+    registry.challenge(GOOD)
+    folder = next(path for path in registry.root.parent.rglob("segmenter.pt") if "mlartifacts" in path.parts)
+    if how == "lost":
+        folder.unlink()
+    else:
+        shutil.copy(registry.root / "models/scratch/segmenter.pt", folder)
+    decision = registry.challenge(GOOD - 1)
+    assert (decision.outcome, decision.reason) == ("refuse", "unreadable_model")
+    assert registry.aliases["champion"] == "1"
+
+
+def test_another_test_split_is_refused(registry: Registry) -> None:
+    registry.challenge(GOOD)
+    image = next((registry.root / "data/ingest/images").glob("case_00.png"))
+    shutil.copy(image.with_name("case_03.png"), image)
+    mask = registry.root / "data/ingest/masks/case_00.png"
+    shutil.copy(mask.with_name("case_03.png"), mask)
+    assert registry.judge(registry.register(GOOD - 1)).reason == "other_data"
+
+
+def test_files_that_are_not_those_registered_are_told(registry: Registry) -> None:
+    registration = registry.register(GOOD)
+    write_model(registry.root / "models/segmenter", BAD)
+    with pytest.raises(UserError, match=r"segmenter\.pt: SHA-256"):
+        registry.judge(registration)
