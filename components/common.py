@@ -1,4 +1,4 @@
-"""What the components share: their image, and functions that travel in a component's own source."""
+"""What the components share: their images, and functions that travel in a component's own source."""
 
 import os
 from functools import partial
@@ -6,12 +6,14 @@ from functools import partial
 from kfp import dsl
 from kfp.dsl import Metrics
 
-# Holds amlp and kfp. Part of each task's cache key: where the tag does not change with the code, a new build under an
-# old tag is taken for the old code, so builds set a tag per commit.
-IMAGE = os.environ.get("AMLP_IMAGE") or "amlp:0.1.0"
+# Part of each task's cache key: where a tag does not change with the code, a new build under an old tag is taken for the
+# old code, so builds set a tag per commit. The first holds all of amlp and kfp, the second what works without torch.
+STAGES_IMAGE = os.environ.get("AMLP_STAGES_IMAGE") or "amlp-stages:0.1.0"
+PIPELINE_IMAGE = os.environ.get("AMLP_PIPELINE_IMAGE") or "amlp-pipeline:0.1.0"
 
 # Nothing is installed when a task starts: the image is what was tested.
-stage = partial(dsl.component, base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+stage = partial(dsl.component, base_image=STAGES_IMAGE, packages_to_install=[], install_kfp_package=False)
+light = partial(dsl.component, base_image=PIPELINE_IMAGE, packages_to_install=[], install_kfp_package=False)
 
 
 def log_figures(metrics: Metrics, folder: str) -> None:

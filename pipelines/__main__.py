@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser(
         "compile",
         help="write the training pipeline as YAML",
-        description="Write the training pipeline as YAML. AMLP_IMAGE names the image that its tasks run in.",
+        description="Write the training pipeline as YAML. AMLP_STAGES_IMAGE and AMLP_PIPELINE_IMAGE name the images "
+        "that its tasks run in.",
     )
     command.add_argument(
         "--out",

@@ -14,10 +14,12 @@ import yaml
 from amlp import __version__
 from pipelines.__main__ import main
 
+VARIABLES = ("AMLP_STAGES_IMAGE", "AMLP_PIPELINE_IMAGE")
+
 
 def compiled(project: Path, out: Path, **variables: str) -> dict[str, Any]:
     """What the command writes; in a process of its own, for the image's name is read on import."""
-    environment = {name: value for name, value in os.environ.items() if name != "AMLP_IMAGE"} | variables
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "compile", "--out", str(out)],
         cwd=project, env=environment, capture_output=True, text=True, check=True,
@@ -61,8 +63,9 @@ def test_the_image_is_the_release_unless_a_build_names_another(
     def images(pipeline: dict[str, Any]) -> set[str]:
         return {entry["container"]["image"] for entry in pipeline["deploymentSpec"]["executors"].values()}
 
-    assert images(golden) == {f"amlp:{__version__}"}
-    assert images(compiled(project, tmp_path / "other.yaml", AMLP_IMAGE="amlp:0a1b2c3")) == {"amlp:0a1b2c3"}
+    assert images(golden) == {f"amlp-stages:{__version__}"}
+    other = compiled(project, tmp_path / "other.yaml", AMLP_STAGES_IMAGE="amlp-stages:0a1b2c3")
+    assert images(other) == {"amlp-stages:0a1b2c3"}
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
