@@ -23,15 +23,29 @@ export GX_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export HF_HUB_OFFLINE := 1
 
-LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
+# The locks that are parts of requirements.lock, and what each is for.
+PARTS := train pipeline mlflow
+LOCK_train := $(LOCK) pyproject.toml
+LOCK_pipeline := $(LOCK) --group pipeline
+LOCK_mlflow := $(LOCK) --group mlflow
+
+# Images are named $(IMAGE_PREFIX)train:$(TAG), and so on. A commit names what was built from it, with -dirty where files
+# differ from it: Kubeflow's cache takes an image's name for its content.
+IMAGE_PREFIX ?= amlp-
+COMMIT = $(shell git rev-parse HEAD)$(if $(shell git status --porcelain),-dirty)
+TAG ?= $(COMMIT)
+# For `docker build`: --network host, --secret id=pip,src=pip.conf, --build-arg BASE=...
+BUILD_FLAGS ?=
+IMAGES := train stages pipeline mlflow
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo busi study test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain \
-  k8s-dev-secrets pipeline-local clean
+  images image-test k8s-dev-secrets pipeline-local clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## make .venv with everything in it (minutes the first time, nothing after)
 
@@ -85,19 +99,18 @@ format: setup ## bring the code into shape
 	ruff check --fix .
 	ruff format .
 
-# uv keeps the versions that the file it writes already holds, so the training lock is a part of the whole one, and a check
+# uv keeps the versions that the file it writes already holds, so each other lock is a part of the whole one, and a check
 # finds what pyproject.toml asks for, not what was released since. To take new versions: rm requirements.lock; make lock
 lock: setup ## renew the locks after a change of dependencies in pyproject.toml
-	$(LOCK) --all-extras -o requirements.lock
-	cp requirements.lock requirements-train.lock
-	$(LOCK) -o requirements-train.lock
+	$(LOCK) pyproject.toml --all-extras -o requirements.lock
+	$(foreach part,$(PARTS),cp requirements.lock requirements-$(part).lock; \
+	  $(LOCK_$(part)) -o requirements-$(part).lock;)
 
 lock-check: setup ## check that the locks fit pyproject.toml
-	@mkdir -p $(VENV)/lock && cp requirements.lock requirements-train.lock $(VENV)/lock
-	$(LOCK) --all-extras -o $(VENV)/lock/requirements.lock
-	$(LOCK) -o $(VENV)/lock/requirements-train.lock
-	diff requirements.lock $(VENV)/lock/requirements.lock
-	diff requirements-train.lock $(VENV)/lock/requirements-train.lock
+	@mkdir -p $(VENV)/lock && cp requirements*.lock $(VENV)/lock
+	$(LOCK) pyproject.toml --all-extras -o $(VENV)/lock/requirements.lock
+	$(foreach part,$(PARTS),$(LOCK_$(part)) -o $(VENV)/lock/requirements-$(part).lock;)
+	for lock in requirements*.lock; do diff $$lock $(VENV)/lock/$$lock; done
 
 bench-mps: setup ## score lesion patch selection against the BUSI masks: make bench-mps DATA=folder WORKSPACE=folder
 	python -m benchmarks.bench_mps --data "$(DATA)" $(if $(WORKSPACE),--workspace "$(WORKSPACE)")
@@ -108,6 +121,18 @@ bench-pretrain: setup ## time a pre-training step against the one of transformer
 pipeline-local: setup ## run the Kubeflow pipeline here, with S3, PostgreSQL and MLflow: make pipeline-local DATA=folder
 	rm -rf workspaces/local
 	python -m pipelines.local $(if $(filter-out file undefined,$(origin DATA)),--data "$(DATA)")
+
+images: ## build the container images, tagged by the commit
+	@docker info > /dev/null || { echo "no Docker daemon answers: nothing was built" >&2; exit 2; }
+	tag='$(TAG)' commit='$(COMMIT)' version="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' amlp/__init__.py)"; \
+	for target in $(IMAGES); do \
+	  DOCKER_BUILDKIT=1 docker build --target "$$target" --tag "$(IMAGE_PREFIX)$$target:$$tag" \
+	    --build-arg COMMIT="$$commit" --build-arg VERSION="$$version" $(BUILD_FLAGS) .; \
+	done; \
+	docker image ls --filter reference="$(IMAGE_PREFIX)*:$$tag"
+
+image-test: setup images ## build the images and run the tests that start them
+	AMLP_TEST_IMAGES='$(IMAGE_PREFIX)*:$(TAG)' pytest -m image tests/image
 
 k8s-dev-secrets: ## write random secrets for k8s/overlays/dev, once
 	$(PYTHON) k8s/dev_secrets.py

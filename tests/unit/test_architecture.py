@@ -20,6 +20,7 @@ from amlp.environment import QUIET
 from amlp.params import Params
 
 PROJECT = Path(__file__).parents[2]
+LOCKS = ["requirements.lock", "requirements-train.lock", "requirements-pipeline.lock", "requirements-mlflow.lock"]
 # What a module of the library may import at its top. The rest is slow to import or absent from a training image.
 LIGHT = {"amlp", "numpy", "pandas", "PIL", "psutil", "pydantic", "scipy", "timm", "torch", "tqdm", "yaml"}
 # Each layer may import those before it.
@@ -200,31 +201,63 @@ def test_the_makefile_is_as_quiet_as_the_command() -> None:
     assert {name: value for name, value in exported if name != "PATH"} == QUIET
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("requirements.lock", True), ("requirements-train.lock", False)])
-def test_a_lock_fits_the_project_and_names_no_address(lock: str, extras: bool) -> None:
+def test_the_images_are_as_quiet_as_the_command() -> None:
+    text = (PROJECT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    settings = dict(re.findall(r"([A-Z_]+)=(\S+)", " ".join(re.findall(r"^ENV .*$", text, flags=re.MULTILINE))))
+    assert {name: settings.get(name) for name in QUIET} == QUIET
+
+
+def test_every_image_that_is_named_is_a_target_of_the_dockerfile() -> None:
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)$", (PROJECT / "Dockerfile").read_text(), flags=re.MULTILINE))
+    places = ["components/common.py", "k8s/base/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"]
+    named = set().union(*(re.findall(r"\bamlp-(\w+):\d", (PROJECT / place).read_text()) for place in places))
+    assert named == {"train", "stages", "pipeline"} and named <= targets
+    built = re.search(r"^IMAGES := (.*)$", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert built and set(built[1].split()) == named | {"mlflow"} <= targets
+
+
+def requirements_of(lock: str) -> list[str]:
+    """What pyproject.toml asks for in this lock."""
+    whole = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, part = whole["project"], lock.removeprefix("requirements").removesuffix(".lock").removeprefix("-")
+    if part in whole["dependency-groups"]:
+        return list(whole["dependency-groups"][part])
+    optional = chain.from_iterable(project["optional-dependencies"].values())
+    return [*project["dependencies"], *(() if part else optional)]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_fits_the_project_and_names_no_address(lock: str) -> None:
     text = (PROJECT / lock).read_text(encoding="utf-8")
     pins = [Requirement(line.removesuffix(" \\")) for line in text.splitlines() if re.match(r"\w", line)]
     blocks = re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]
     assert all("--hash=sha256:" in block for block in blocks)
     assert "://" not in text and "--index" not in text and "--find-links" not in text
 
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    optional = chain.from_iterable(project["optional-dependencies"].values())
-    wanted = [*project["dependencies"], *(optional if extras else ())]
-    for requirement in map(Requirement, wanted):
+    for requirement in map(Requirement, requirements_of(lock)):
         versions = [pin.specifier for pin in pins if pin.name == requirement.name]
         assert versions, f"{requirement.name} is missing: make lock"
         for version in versions:
             assert requirement.specifier.contains(str(version).removeprefix("==")), f"{requirement}: make lock"
 
 
-def test_the_training_lock_has_no_kubeflow_and_the_same_versions() -> None:
-    def pins(lock: str) -> set[str]:
-        return set(re.findall(r"^(\w\S+==\S+)", (PROJECT / lock).read_text(encoding="utf-8"), flags=re.MULTILINE))
+def pins(lock: str) -> set[str]:
+    return set(re.findall(r"^(\w\S+==\S+)", (PROJECT / lock).read_text(encoding="utf-8"), flags=re.MULTILINE))
 
-    training = pins("requirements-train.lock")
-    assert training < pins("requirements.lock")
-    assert not [pin for pin in training if pin.startswith(("kfp", "kubernetes"))]
+
+@pytest.mark.parametrize(
+    ("lock", "absent"),
+    [
+        ("requirements-train.lock", ("kfp", "kubernetes")),
+        ("requirements-pipeline.lock", ("torch", "triton", "nvidia", "cuda", "ray=", "numpy", "pandas")),
+        ("requirements-mlflow.lock", ("torch", "triton", "nvidia", "cuda", "ray=", "dvc", "kfp")),
+    ],
+)
+def test_an_images_lock_has_the_same_versions_and_nothing_that_belongs_elsewhere(
+    lock: str, absent: tuple[str, ...]
+) -> None:
+    assert pins(lock) < pins("requirements.lock")
+    assert not [pin for pin in pins(lock) if pin.startswith(absent)]
 
 
 def test_no_file_names_a_path_of_somebodys_machine() -> None:
