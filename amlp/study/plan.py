@@ -219,11 +219,12 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         key, _, values = text.partition("=")
         if key not in Cell._fields:
             raise UserError(f"--only {text}: expected arm=..., fraction=... or seed=...")
-        known = {f"{getattr(cell, key):g}" if key == "fraction" else str(getattr(cell, key)) for cell in wanted}
-        asked = set(values.split(","))
+        known = {_plain(str(getattr(cell, key))) for cell in wanted}
+        asked = {_plain(value) for value in values.split(",")}
         if asked - known:
-            raise UserError(f"--only {text}: no {key} {', '.join(sorted(asked - known))}; there is {sorted(known)}.")
-        wanted = [cell for cell in wanted if f"{getattr(cell, key):{'g' if key == 'fraction' else ''}}" in asked]
+            missing, there = ", ".join(sorted(asked - known)), ", ".join(sorted(known))
+            raise UserError(f"--only {text}: no {key} {missing}; there is {there}.")
+        wanted = [cell for cell in wanted if _plain(str(getattr(cell, key))) in asked]
 
     units: dict[str, Unit] = {}
     cells = {}
@@ -245,3 +246,11 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         scoring = Unit("score", *cell, params, finetuning, digest)
         cells[cell] = units.setdefault(scoring.name, scoring)
     return Plan(tuple(units.values()), cells, study.file.scored)
+
+
+def _plain(value: str) -> str:
+    """Write 1.0 as 1, so that either may be asked for; leave what is no number."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value.strip()

@@ -91,6 +91,7 @@ def test_only_a_part(tmp_path: Path) -> None:
     study = load(tmp_path)
     plan = make_plan(study, ["arm=full,mae", "fraction=0.1", "seed=0"])
     assert set(plan.cells) == {Cell("full", 0.1, 0), Cell("mae", 0.1, 0)}
+    assert {cell.fraction for cell in make_plan(study, ["fraction=1.0"]).cells} == {1.0}
     for wrong in ("arm=ful", "fraction=0.2", "seed=7", "epoch=1", "arm"):
         with pytest.raises(UserError, match="--only"):
             make_plan(study, [wrong])
