@@ -350,6 +350,8 @@ def _diagnostics(file: Path) -> dict[str, Any] | None:
     # Without masks pre-training can't write the column.
     if not len(table) or "error_lesion" not in table:
         return None
+    drawn = pd.read_csv(file.with_name("history.csv"))
+    table = table.merge(drawn[["epoch", "masked_lesion_share", "masked_background_share"]], on="epoch")
     late = table.tail(max(1, len(table) // 5)).mean(numeric_only=True)
     lines = []
     masked = late["masked_lesion_share"] - late["masked_background_share"]

@@ -101,6 +101,8 @@ def _write_models(models: Path, epochs: int, random: np.random.Generator) -> Non
             "lr": fall * 1e-3,
             "grad_norm": fall + 1,
             "visible_tokens": epoch * 5000,
+            "masked_lesion_share": np.linspace(0.6, 0.9, epochs),
+            "masked_background_share": np.linspace(0.2, 0.73, epochs),
             "seconds": epoch * 1.5,
         }
     ).to_csv(models / "encoder" / "history.csv", index=False)
@@ -109,9 +111,6 @@ def _write_models(models: Path, epochs: int, random: np.random.Generator) -> Non
             "epoch": epoch,
             "score_recall": 0.55,
             "score_enrichment": 2.6,
-            "masked_lesion_share": np.linspace(0.6, 0.9, epochs),
-            "masked_background_share": np.linspace(0.2, 0.73, epochs),
-            "masked_ratio": 0.9 / np.linspace(0.3, 0.8, epochs),
             "agreement": 0.7,
             "error_lesion": fall * 0.8,
             "error_background": fall,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 
 from amlp.data.groups import Groups, assign_splits, group_cases
 from amlp.data.images import read_image, read_mask, to_model_input, to_model_mask
-from amlp.data.shards import SPLITS, shard_name
+from amlp.data.shards import MADE_BY, SPLITS, shard_name
 from amlp.errors import UserError
-from amlp.evaluation.patches import PatchTally, as_metrics, judge, lesion_patches
+from amlp.evaluation.patches import PatchTally, as_metrics, central, judge, lesion_patches
 from amlp.files import atomic_dir, write_json
-from amlp.method.scores import lesion_scores
+from amlp.method.scores import centre_prior, lesion_scores
 from amlp.params import PreprocessParams, ScoreParams
 from amlp.progress import progress
 
@@ -70,7 +71,7 @@ def preprocess(
         # Sums of whole numbers: exact, so that neither order nor chunk size changes a bit of the statistics.
         total = np.zeros((2, channels), dtype=np.int64)
         guarded = 0
-        found = PatchTally()
+        found, around = PatchTally(), PatchTally()
         with progress(len(index), "preprocess", "images") as bar:
             for split, number in index[["split", "shard"]].drop_duplicates().itertuples(index=False):
                 cases = index[(index["split"] == split) & (index["shard"] == number)]
@@ -84,7 +85,7 @@ def preprocess(
                         result = lesion_scores(torch.from_numpy(images).float() / 255, params=scores)
                         files.write("scores", start, result.scores.numpy())
                         guarded += int(result.guarded.sum())
-                        _compare(found, cases[start : start + len(images)], result.scores, masks)
+                        _compare(found, around, cases[start : start + len(images)], result.scores, masks)
                     bar.update(len(images))
                 files.close()
         train_cases = int((index["split"] == "train").sum())
@@ -93,8 +94,14 @@ def preprocess(
         metrics = {**_metrics(index, manifest, groups), "guarded_share": guarded / train_cases}
         if figures := found.figures(seed):
             metrics["scores"] = as_metrics(figures)
+            centre = around.figures(seed)
+            if centre and not math.isnan(centre.enrichment.value):
+                metrics["scores"]["centre_enrichment"] = round(centre.enrichment.value, 6)
         index.to_parquet(folder / "index.parquet", index=False)
         write_json(folder / "stats.json", stats)
+        # For those who reuse the shards later, and have parameters of their own.
+        made_by = {"seed": seed, "preprocess": params.model_dump(), "scores": scores.model_dump()}
+        write_json(folder / MADE_BY, made_by)
         write_json(folder / "metrics.json", metrics)
     _tell(metrics, stats, out)
     return metrics
@@ -157,13 +164,18 @@ def _load(case: Any, ingest: Path, shape: tuple[int, int, int]) -> tuple[NDArray
     return image, to_model_mask(read_mask(ingest / case.mask), height=height, width=width)
 
 
-def _compare(found: PatchTally, cases: pd.DataFrame, scores: torch.Tensor, masks: NDArray[np.uint8]) -> None:
-    """Count what the scores (n, h, w) find of the lesions of those cases that have one."""
+def _compare(
+    found: PatchTally, around: PatchTally, cases: pd.DataFrame, scores: torch.Tensor, masks: NDArray[np.uint8]
+) -> None:
+    """Count what the scores (n, h, w) find of the lesions of those cases that have one, and what the centre holds."""
     lesion = (cases["labelled"] & (cases["lesion_fraction"] > 0)).to_numpy(dtype=bool)
     if lesion.any():
         values = scores.flatten(1).numpy()[lesion]
         truth = lesion_patches(masks[lesion], (scores.shape[1], scores.shape[2]))
-        found.add(values, values > 0.5, truth, cases["group"].to_numpy()[lesion])
+        selected, groups = values > 0.5, cases["group"].to_numpy()[lesion]
+        found.add(values, selected, truth, groups)
+        prior = centre_prior((scores.shape[1], scores.shape[2])).flatten().numpy()
+        around.add(np.broadcast_to(prior, values.shape), central(selected, prior), truth, groups)
 
 
 def _mean_and_std(total: NDArray[np.int64], pixels: int) -> tuple[list[float], list[float]]:

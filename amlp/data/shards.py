@@ -1,11 +1,13 @@
 """Shards: packed arrays of one split each, and the index that tells what lies where.
 
 A folder holds `{split}-{images,masks}-00000.npy` and so on, uint8, (N, C, H, W) and (N, H, W); for the training split
-`train-scores-00000.npy` too, float32, (N, h, w); `index.parquet` with a row a case, and `stats.json`.
+`train-scores-00000.npy` too, float32, (N, h, w); `index.parquet` with a row a case, `stats.json`
+and `made_by.json`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from amlp.errors import UserError
 from amlp.files import read_json
 
 SPLITS = ("train", "val", "test")
+# The parameters that made the shards.
+MADE_BY = "made_by.json"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Stats:
     channels: int
     height: int
     width: int
+
+
+def cases_digest(index: pd.DataFrame) -> str:
+    """SHA-256 of an index's case ids in their order: equal for the same images, row by row."""
+    return hashlib.sha256("\n".join(index["case_id"].astype(str)).encode()).hexdigest()
 
 
 def read_stats(shards: Path) -> Stats:

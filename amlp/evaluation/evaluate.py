@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from amlp.data.images import read_image, read_mask
 from amlp.data.labels import labelled_subset, unused_labels
-from amlp.data.shards import ShardedSplit
+from amlp.data.shards import ShardedSplit, cases_digest
 from amlp.errors import UserError
 from amlp.evaluation.bootstrap import group_bootstrap
 from amlp.evaluation.metrics import RULE, score_case
@@ -100,17 +100,16 @@ def evaluate(
 
 def _check_labels(folder: Path, shards: Path, fraction: float, seed: int) -> None:
     """Refuse parameters that are not those of the fine-tuning: images would count as unused that were trained on."""
-    file = folder / "metrics.json"
+    file = folder / "labels.json"
     if not file.is_file():
+        raise UserError(f"{file}: not found, so it is not known which masks {folder} was trained on; fine-tune again.")
+    trained = read_json(file)
+    index = ShardedSplit.open(shards, "train").index
+    expected = index.iloc[labelled_subset(index, fraction, seed)]
+    if trained["cases"] != cases_digest(expected):
         raise UserError(
-            f"{file}: not found, so it is not known how many masks {folder} was trained on; fine-tune again."
-        )
-    trained = read_json(file)["labelled_images"]
-    expected = len(labelled_subset(ShardedSplit.open(shards, "train").index, fraction, seed))
-    if trained != expected:
-        raise UserError(
-            f"{file}: trained on {trained} images with a mask, expected {expected} by finetune.label_fraction "
-            f"{fraction:g} and seed {seed}; evaluate with the parameters of the fine-tuning."
+            f"{file}: trained on {trained['images']} images with a mask that are not the {len(expected)} of "
+            f"finetune.label_fraction {fraction:g} and seed {seed}; evaluate with the parameters of the fine-tuning."
         )
 
 

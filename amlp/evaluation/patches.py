@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from amlp.data.labels import LESION_SHARE
 from amlp.evaluation.bootstrap import resamples
 
-LESION_SHARE = 0.3  # of a patch's pixels
 # Of the histogram that the AUC over all images is taken from: scores that differ by less count as equal.
 _BINS = 1 << 16
 _SAMPLES, _CONFIDENCE = 1000, 0.95
@@ -161,19 +161,32 @@ def as_metrics(figures: PatchFigures) -> dict[str, float | int]:
     }
 
 
+def central(selected: Array, prior: Array) -> NDArray[np.bool_]:
+    """Pick as many patches of each image as `selected` does, those nearest to the centre.
+
+    Args:
+        selected: (N, L) bool.
+        prior: (L,), higher near the centre.
+    """
+    rank = np.argsort(np.argsort(-prior, kind="stable"), kind="stable")
+    picked: NDArray[np.bool_] = rank < selected.sum(axis=1, keepdims=True)
+    return picked
+
+
 def judge(metrics: Mapping[str, float]) -> tuple[str, str | None]:
     """Say in words how well the scores find lesions, and what to change where they don't.
 
     Args:
-        metrics: as `as_metrics` returns them.
+        metrics: as `as_metrics` returns them, with `centre_enrichment`, that of `central`.
 
     Returns:
-        A sentence, and a warning: None when the enrichment is better than chance, or too few groups can tell.
+        A sentence, and a warning: None when the enrichment is better than chance and than what is picked around the
+        centre, or too few groups can tell.
     """
     enrichment, low = metrics.get("enrichment"), metrics.get("enrichment_low")
     advice = (
-        "Masking by these scores (MPS) would hide no more lesion than chance does: try another scores.polarity or "
-        "scores.descriptor, or set pretrain.mps.enabled to false."
+        "Masking by these scores (MPS) is not worth it: try another scores.polarity or scores.descriptor, or set "
+        "pretrain.mps.enabled to false."
     )
     images = f"the {metrics['images']} training images with a lesion mask"
     if "recall" not in metrics:
@@ -186,6 +199,9 @@ def judge(metrics: Mapping[str, float]) -> tuple[str, str | None]:
         f"{enrichment:.2f} times as frequent among the patches that they pick as in the whole image{interval}"
         + (f", AUC {metrics['auc']:.2f}." if "auc" in metrics else ".")
     )
-    if low is None or low > 1:
-        return text, None
-    return text, f"That is no better than chance. {advice}"
+    if low is not None and low <= 1:
+        return text, f"That is no better than chance. {advice}"
+    centre = metrics.get("centre_enrichment")
+    if centre is not None and enrichment <= centre:
+        return text, f"As many patches around the centre of each image would do as well, {centre:.2f}. {advice}"
+    return text, None

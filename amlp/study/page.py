@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from amlp.data.shards import ShardedSplit
@@ -155,8 +156,10 @@ def _how_to_read(results: Results) -> str:
 
 def _scores(results: Results, fraction: float) -> str:
     arms = results.arms(fraction)
-    labelled = {results.metrics(results.units("finetune", arm, fraction), "labelled_images") for arm in arms}
-    images = ", ".join(f"{count:.0f}" for count in sorted(labelled))
+    units = [unit for arm in arms for unit in results.units("finetune", arm, fraction)]
+    labelled = sorted({int(results.metrics([unit], "labelled_images")) for unit in units})
+    images = " to ".join(map(str, dict.fromkeys([*labelled[:1], *labelled[-1:]])))
+    images += ", others for each seed:" if fraction < 1 else ""
     rows = []
     for arm in arms:
         figures = {figure: results.estimate(arm, fraction, figure) for figure in FIGURES}
@@ -176,7 +179,8 @@ def _scores(results: Results, fraction: float) -> str:
         )
     head = ["arm", "seeds", "DSC, all images", "by seed", "DSC, images with a lesion", "PPV", "sensitivity"]
     head += ["HD95, pixels (defined for)", "false-positive rate"]
-    return f"### {fraction:.0%} of the labels: {images} training images with a mask\n\n" + table(head, rows)
+    title = f"### {fraction:.0%} of the labels: {images} labelled training images, with a lesion or without"
+    return f"{title}\n\n" + table(head, rows)
 
 
 def _differences(results: Results, fraction: float) -> str:
@@ -242,25 +246,36 @@ def _diagnostics(results: Results) -> str:
     rows = []
     for arm in dict.fromkeys(cell.arm for cell in results.cells):
         title = escape(results.study.title(arm))
-        curves = results.curves(arm, "diagnostics.csv")
-        if curves is not None:
-            cells = [number(_at(curves, name, when)) for name, _, times in wanted for when in times]
+        curves, drawn = results.curves(arm, "diagnostics.csv"), results.curves(arm, "history.csv")
+        if curves:
+            sources = {name: drawn if name == "masked_ratio" else curves for name, _, _ in wanted}
+            cells = [number(_at(sources[name], name, when)) for name, _, times in wanted for when in times]
             untrained = results.metrics(results.units("pretrain", arm), "probe_auc_untrained")
             rows.append([title, *cells, number(untrained)])
     if not rows:
         return ""
     head = ["arm"] + [f"{title}, {when}" for _, title, times in wanted for when in times]
     head.append("the probe before training")
-    text = "Means over seeds; true masks of training images are looked at here alone, no training depends on them."
+    text = (
+        "Means over seeds, and the lowest of any epoch of any seed. What is masked is counted in every epoch, in the "
+        "masks that the training draws; scores and errors are of up to 32 training images, the probe's of up to 96. "
+        "True masks are looked at here alone, no training depends on them."
+    )
     return "\n\n".join(["## What pre-training did", text, table(head, rows)])
 
 
-def _at(curves: pd.DataFrame, column: str, when: str) -> float:
-    values = curves[column].dropna() if column in curves else pd.Series(dtype=float)
-    if values.empty:
+def _at(curves: Sequence[pd.DataFrame], column: str, when: str) -> float:
+    """A figure at a moment of each seed's training: the mean over seeds, or the lowest of all."""
+    found = []
+    for table in curves:
+        if column == "masked_ratio" and "masked_lesion_share" in table:
+            table = table.assign(masked_ratio=table["masked_lesion_share"] / table["masked_background_share"])
+        values = table[column].dropna() if column in table else pd.Series(dtype=float)
+        if len(values):
+            found.append({"first": values.iloc[0], "last": values.iloc[-1], "lowest": values.min()}[when])
+    if not found:
         return math.nan
-    edges = {"first": values.iloc[0], "last": values.iloc[-1], "lowest": values.min()}
-    return float(edges[when])
+    return float(min(found) if when == "lowest" else np.mean(found))
 
 
 def _limits(results: Results) -> str:

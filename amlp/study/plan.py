@@ -22,6 +22,9 @@ from amlp.training.state import run_digest
 Kind = Literal["pretrain", "finetune", "score"]
 Scored = Literal["test", "unused"]
 LabelFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+# What an arm can't set: data are prepared once for all arms, and the study itself sets the rest.
+_SHARED = ("ingest", "validate", "preprocess", "scores", "seed", "register")
+_STUDYS = ("finetune.label_fraction", "finetune.network")
 Name = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=60)]
 # Parameters by dotted name, as in `pretrain.mps.enabled`.
 Overrides = dict[str, Any]
@@ -163,6 +166,12 @@ def load_study(path: Path) -> Study:
         if aim.fraction not in file.fractions:
             known = ", ".join(f"{fraction:g}" for fraction in file.fractions)
             problems.append(f"aims.{number}.fraction: no fraction {aim.fraction:g}; fractions: {known}")
+        if aim.better == aim.than:
+            problems.append(f"aims.{number}: {aim.better} is compared with itself")
+        for arm in {aim.better, aim.than} & file.arms.keys():
+            trained = file.arms[arm].fractions
+            if trained is not None and aim.fraction not in trained:
+                problems.append(f"aims.{number}: arm {arm} is not trained with fraction {aim.fraction:g}")
     problems += [
         f"fractions.{fraction:g}: scored: unused needs fractions below 1, for all labels leave no image unused"
         for fraction in file.fractions
@@ -173,6 +182,15 @@ def load_study(path: Path) -> Study:
             problems.append(f"arms.{name}: network {chosen.network} has nothing to pre-train; set pretrain: false")
         if unknown := set(chosen.fractions or ()) - file.fractions.keys():
             problems.append(f"arms.{name}.fractions: the study has no fraction {', '.join(map(str, sorted(unknown)))}")
+        for key in chosen.params:
+            if key.split(".")[0] in _SHARED:
+                problems.append(f"arms.{name}.params.{key}: the same for all arms; set it in the recipe")
+            elif key in _STUDYS:
+                problems.append(f"arms.{name}.params.{key}: the study sets it, by `fractions` and `network`")
+        for fraction in chosen.fractions or file.fractions:
+            for key in file.fractions.get(fraction, {}):
+                if f"finetune.{key}" in chosen.params:
+                    problems.append(f"arms.{name}.params.finetune.{key}: fractions.{fraction:g} sets it for all arms")
         if len(set(chosen.seeds)) < len(chosen.seeds):
             problems.append(f"arms.{name}.seeds: a seed stands twice, got {chosen.seeds}")
         for fraction in file.fractions:
@@ -219,11 +237,12 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         key, _, values = text.partition("=")
         if key not in Cell._fields:
             raise UserError(f"--only {text}: expected arm=..., fraction=... or seed=...")
-        known = {f"{getattr(cell, key):g}" if key == "fraction" else str(getattr(cell, key)) for cell in wanted}
-        asked = set(values.split(","))
+        known = {_plain(str(getattr(cell, key))) for cell in wanted}
+        asked = {_plain(value) for value in values.split(",")}
         if asked - known:
-            raise UserError(f"--only {text}: no {key} {', '.join(sorted(asked - known))}; there is {sorted(known)}.")
-        wanted = [cell for cell in wanted if f"{getattr(cell, key):{'g' if key == 'fraction' else ''}}" in asked]
+            missing, there = ", ".join(sorted(asked - known)), ", ".join(sorted(known))
+            raise UserError(f"--only {text}: no {key} {missing}; there is {there}.")
+        wanted = [cell for cell in wanted if _plain(str(getattr(cell, key))) in asked]
 
     units: dict[str, Unit] = {}
     cells = {}
@@ -245,3 +264,11 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         scoring = Unit("score", *cell, params, finetuning, digest)
         cells[cell] = units.setdefault(scoring.name, scoring)
     return Plan(tuple(units.values()), cells, study.file.scored)
+
+
+def _plain(value: str) -> str:
+    """Write 1.0 as 1, so that either may be asked for; leave what is no number."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value.strip()

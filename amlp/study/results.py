@@ -43,11 +43,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an aim is met; None while one of its arms is not finished at its fraction."""
+    """Whether an aim is met; no estimate while one of its arms is not finished at its fraction."""
 
     aim: Aim
     estimate: Estimate | None
-    state: Literal["met", "missed", "not finished"]
+    state: Literal["met", "missed", "too few seeds", "not finished"]
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,8 @@ class Results:
         estimate = self.difference(aim.better, aim.than, aim.fraction, aim.figure)
         if estimate is None:
             return Verdict(aim, None, "not finished")
+        if not estimate.seeds_resampled:
+            return Verdict(aim, estimate, "too few seeds")
         return Verdict(aim, estimate, "met" if aim_met(aim, estimate.headline) else "missed")
 
     def units(self, kind: str, arm: str, fraction: float | None = None) -> list[Unit]:
@@ -170,13 +172,10 @@ class Results:
             totals.append(float((spans * table["cpu_percent"] / 100).sum()))
         return float(np.mean(totals)) if totals else math.nan
 
-    def curves(self, arm: str, file: str) -> pd.DataFrame | None:
-        """Mean over seeds of a pre-training's CSV, row by row; None where there is no such file."""
+    def curves(self, arm: str, file: str) -> list[pd.DataFrame]:
+        """Read a CSV file of an arm's pre-trainings, one table a seed, where there is such a file."""
         paths = [self.store.result(unit) / file for unit in self.units("pretrain", arm)]
-        tables = [pd.read_csv(path) for path in paths if path.is_file()]
-        if not tables:
-            return None
-        return pd.concat(tables).groupby(level=0).mean(numeric_only=True)
+        return [pd.read_csv(path) for path in paths if path.is_file()]
 
 
 def aim_met(aim: Aim, difference: Interval) -> bool:

@@ -20,9 +20,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from amlp.data.shards import MADE_BY
 from amlp.errors import ListedError, UserError
 from amlp.files import read_json
-from amlp.params import PreprocessParams
 from amlp.progress import progress
 from amlp.registry.register import log_outputs
 from amlp.registry.tracking import RunLog, child_run, connect, finished_run, reopened_run, resolve_uri
@@ -77,12 +77,20 @@ def _check_data(study: Study, shards: Path, ingest: Path) -> None:
     if not stats.is_file() or not ingest.is_dir():
         missing = ingest if stats.is_file() else stats
         raise UserError(f"{missing}: not found; run `dvc repro preprocess` first, or give --shards and --ingest.")
-    wanted, found = PreprocessParams(**study.base["preprocess"]), read_json(stats)
-    if (wanted.height, wanted.width) != (found["height"], found["width"]):
-        raise UserError(
-            f"{shards}: images of {found['height']} x {found['width']} px, the study's recipe asks for "
-            f"{wanted.height} x {wanted.width}; preprocess with the same recipe."
-        )
+    file = shards / MADE_BY
+    if not file.is_file():
+        raise UserError(f"{file}: not found, so it is not known how the shards were made; preprocess again.")
+    found = read_json(file)
+    wanted = {name: study.base[name] for name in found}
+    differ = [
+        f"{name}.{key}: {found[name].get(key)!r}, the study's recipe has {value!r}"
+        for name in ("preprocess", "scores")
+        for key, value in wanted[name].items()
+        if found[name].get(key) != value
+    ]
+    differ += [f"seed: {found['seed']}, the study's recipe has {wanted['seed']}"] * (found["seed"] != wanted["seed"])
+    if differ:
+        raise ListedError(f"{shards}: made by other parameters", differ, "Preprocess with the study's recipe.")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What pre-training does to lesions, watched on a few training images that have masks.
+"""What pre-training does to lesions: in the masks that it really draws, and on a few images that are looked at closely.
 
 The true masks are looked at here alone; no gradient, weight, score or choice of the training depends on them.
 """
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amlp.data.augment import step_generator
+from amlp.data.augment import apply_views, step_generator
+from amlp.data.labels import LESION_SHARE
 from amlp.data.shards import ShardedSplit
 from amlp.method.losses import gradient_strength, reconstruction_target, unpatchify
 from amlp.method.sampling import choose_patches
@@ -27,7 +28,7 @@ _IMAGES, _SHOWN, _OBSERVATIONS, _SNAPSHOTS = 32, 4, 20, 6
 
 
 class Monitor:
-    """Rows for diagnostics.csv and snapshots for the pictures.
+    """Rows for diagnostics.csv, snapshots for the pictures, and counts of what the training's own masks hide.
 
     Args:
         split: the training split.
@@ -48,7 +49,11 @@ class Monitor:
         self.rows_chosen = np.sort(chosen)
         self.images = torch.from_numpy(split.images(self.rows_chosen)).to(device)
         truth = torch.from_numpy(split.masks(self.rows_chosen)).float().unsqueeze(1)
-        self.truth = F.avg_pool2d(truth, plan.patch).flatten(1).to(device) >= 0.5
+        self.truth = F.avg_pool2d(truth, plan.patch).flatten(1).to(device) >= LESION_SHARE
+        self.split, self.known = split, np.zeros(len(index), dtype=bool)
+        self.known[lesion] = True
+        # Lesion patches that were masked and all that were drawn, then the same of the others.
+        self.counts = torch.zeros(4, dtype=torch.float64, device=device)
         last = settings.epochs - 1
         self.observed = set(np.linspace(0, last, min(_OBSERVATIONS, settings.epochs)).round().astype(int).tolist())
         self.shown = set(np.linspace(0, last, min(_SNAPSHOTS, settings.epochs)).round().astype(int).tolist())
@@ -67,6 +72,31 @@ class Monitor:
     def observe_untrained(self, model: MaskedAutoencoder) -> None:
         """Look at the model before its first step."""
         self.untrained = round(self.probe.auc(model.encoder), 6)
+
+    @torch.inference_mode()
+    def count(self, rows: np.ndarray, views: Tensor, masked: Tensor) -> None:
+        """Add a training step's own masks, on the images of this worker that have a lesion mask.
+
+        Args:
+            rows: (n,) of the training split.
+            views: (n, 2, 3) that cut the step's pictures.
+            masked: (n, m) patches that the step hides.
+        """
+        known = self.known[rows]
+        if not known.any():
+            return
+        chosen = torch.from_numpy(known).to(self.device)
+        truth = torch.from_numpy(self.split.masks(rows[known])).to(self.device).float().unsqueeze(1)
+        lesion = F.avg_pool2d(apply_views(truth, views[chosen]), self.plan.patch).flatten(1) >= LESION_SHARE
+        hidden = torch.zeros_like(lesion).scatter(1, masked[chosen], True)
+        sums = [(hidden & lesion).sum(), lesion.sum(), (hidden & ~lesion).sum(), (~lesion).sum()]
+        self.counts += torch.stack(sums)
+
+    def counted(self) -> dict[str, float]:
+        """Return the shares of lesion and other patches that were masked since the last call, and forget them."""
+        lesion, others = (float(part[0] / part[1]) for part in (self.counts[:2], self.counts[2:]))
+        self.counts.zero_()
+        return {"masked_lesion_share": round(lesion, 6), "masked_background_share": round(others, 6)}
 
     @torch.inference_mode()
     def observe(
@@ -96,7 +126,7 @@ class Monitor:
         error = (predicted.float() - target).pow(2).mean(dim=-1)
         hidden = torch.zeros_like(category).scatter(1, masked, True)
         if epoch in self.observed:
-            row = self._row(category, hidden, masked, error, ratio=ratio, refined=refined)
+            row = self._row(category, masked, error, ratio=ratio, refined=refined)
             self.rows.append({"epoch": epoch + 1} | row | {"probe_auc": round(self.probe.auc(model.encoder), 6)})
         if epoch in self.shown:
             snapshot = self._snapshot(images, score, hidden, masked, predicted.float(), ratio=ratio)
@@ -105,7 +135,6 @@ class Monitor:
     def _row(
         self,
         category: Tensor,
-        hidden: Tensor,
         masked: Tensor,
         error: Tensor,
         *,
@@ -131,17 +160,13 @@ class Monitor:
             "refine_weight": refined,
         }
         if self.labelled:
-            true, background = self.truth, ~self.truth
+            true = self.truth
             precision = share(true, category)
-            lesion_masked, background_masked = share(hidden, true), share(hidden, background)
             hard = true.gather(1, masked)
             row |= {
                 "score_recall": share(category, true),
                 "score_precision": precision,
                 "score_enrichment": precision / true.float().mean(),
-                "masked_lesion_share": lesion_masked,
-                "masked_background_share": background_masked,
-                "masked_ratio": lesion_masked / background_masked,
                 "error_lesion": error[hard].mean() if hard.any() else nan,
                 "error_background": error[~hard].mean(),
             }

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from amlp.cluster.storage import absolute, local_copy, output_dir, pin, read, write
 from amlp.data.augment import apply_views, jitter_intensity, random_views, step_generator
 from amlp.data.labels import labelled_subset
-from amlp.data.shards import ShardedSplit, read_stats
+from amlp.data.shards import ShardedSplit, cases_digest, read_stats
 from amlp.errors import UserError
-from amlp.files import sha256, write_json
-from amlp.models.checkpoint import SCORES, InputStats, save, transfer_encoder
+from amlp.files import read_json, sha256, write_json
+from amlp.models.checkpoint import SCORES, SCORES_OF, InputStats, save, transfer_encoder
 from amlp.models.encoder import Encoder, EncoderPlan
 from amlp.models.segmenter import Segmenter, build_network, lesion_probability
 from amlp.models.unet import UNet
@@ -282,11 +282,11 @@ def _categories(settings: FinetuneParams, shards: Path, encoder: Path | None) ->
     if settings.categories == "clusters":
         maps = train.scores(np.arange(len(train)))
     elif settings.categories == "pretrained" and encoder and (encoder / SCORES).is_file():
-        maps = np.load(encoder / SCORES)
-        if len(maps) != len(train):
+        maps, file = np.load(encoder / SCORES), encoder / SCORES_OF
+        if not file.is_file() or read_json(file)["cases"] != cases_digest(train.index):
             raise UserError(
-                f"{encoder / SCORES}: categories of {len(maps)} images, but the training split of {shards} holds "
-                f"{len(train)}: the encoder was pre-trained on other data. Set finetune.categories to clusters or none."
+                f"{file}: the categories beside it are not those of the {len(train)} training images in {shards}, row "
+                "by row: the encoder was pre-trained on other data. Set finetune.categories to clusters or none."
             )
     else:
         return None
@@ -305,7 +305,7 @@ def finetune(
         params: the `finetune` and `encoder` sections and the seed count here.
         shards: the preprocess stage's folder.
         encoder: the pretrain stage's folder; None trains from scratch.
-        out: written whole: segmenter.pt, history.csv, system.csv, loading.json, metrics.json.
+        out: written whole: segmenter.pt, history.csv, system.csv, loading.json, labels.json, metrics.json.
         state: folder for what a killed training goes on from.
 
     Returns:
@@ -400,6 +400,10 @@ def finetune(
             pd.DataFrame(system).to_csv(folder / "system.csv", index=False)
             write_json(folder / "loading.json", asdict(report) if report else None)
             write_json(folder / "metrics.json", metrics)
+            # By which `evaluate --split unused` knows the images that this did not see.
+            index = ShardedSplit.open(shards, "train").index
+            labelled = index.iloc[labelled_subset(index, settings.label_fraction, params.seed)]
+            write_json(folder / "labels.json", {"images": len(labelled), "cases": cases_digest(labelled)})
         training.discard()
     print(f"Wrote {out}: best validation DSC {metrics['val_dsc']:.3f} in epoch {metrics['best_epoch']}.")
     return metrics

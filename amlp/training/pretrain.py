@@ -22,14 +22,14 @@ from torch import Tensor
 
 from amlp.cluster.storage import absolute, local_copy, output_dir, pin
 from amlp.data.augment import apply_views, random_views, step_generator
-from amlp.data.shards import ShardedSplit, read_stats
+from amlp.data.shards import ShardedSplit, cases_digest, read_stats
 from amlp.errors import UserError
 from amlp.files import write_json
 from amlp.method.losses import ramp, target_width
 from amlp.method.objective import amlp_loss
 from amlp.method.ratio import masking_ratio
 from amlp.method.sampling import choose_patches
-from amlp.models.checkpoint import SCORES, InputStats, save_encoder
+from amlp.models.checkpoint import SCORES, SCORES_OF, InputStats, save_encoder
 from amlp.models.encoder import EncoderPlan
 from amlp.models.mae import MaskedAutoencoder
 from amlp.params import Params, PretrainParams
@@ -169,12 +169,16 @@ def _loop(config: dict[str, Any]) -> None:
             norms: list[Tensor] = []
             for step in range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch):
                 rows = worker.share(stream(step))
-                images, lesion = views(train, rows, scores, step, params=params, worker=worker, plan=plan, stats=stats)
+                images, lesion, cut = views(
+                    train, rows, scores, step, params=params, worker=worker, plan=plan, stats=stats
+                )
                 ratio = masking_ratio(step, total, settings.amr)
                 noise = torch.rand(settings.batch, plan.patches, generator=step_generator(params.seed, step, _NOISE))
                 masked, visible = choose_patches(
                     lesion, worker.share(noise).to(device), ratio=ratio, params=settings.mps
                 )
+                if worker.rank == 0:
+                    monitor.count(rows, cut, masked)
                 rate = learning_rate(step, total, peak=settings.lr, warmup=settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["scale"]
@@ -208,6 +212,7 @@ def _loop(config: dict[str, Any]) -> None:
                     "grad_norm": float(finite_mean(torch.stack(norms).unsqueeze(1))),
                     "skipped": skipped,
                     "visible_tokens": tokens,
+                    **monitor.counted(),
                     "seconds": round(seconds, 1),
                 }
             )
@@ -238,11 +243,12 @@ def _loop(config: dict[str, Any]) -> None:
 def views(
     split: ShardedSplit, rows: np.ndarray, scores: ScoreMaps, step: int, *, params: Params, worker: Worker,
     plan: EncoderPlan, stats: InputStats,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Cut this step's random views; the score map travels through the same crop and flip as one more channel.
 
     Returns:
-        Normalised images (B, C, H, W) and the patches' category (B, L) bool: mean score above 1/2.
+        Normalised images (B, C, H, W), the patches' category (B, L) bool: mean score above 1/2, and the views
+        (B, 2, 3).
     """
     settings, device = params.pretrain, worker.device
     images = torch.from_numpy(split.images(rows)).to(device).float()
@@ -255,12 +261,12 @@ def views(
     matrices = worker.share(matrices)
     if not (settings.mps.enabled or settings.ccl.enabled):
         empty = torch.zeros(len(rows), plan.patches, dtype=torch.bool, device=device)
-        return stats.normalise(apply_views(images, matrices)), empty
+        return stats.normalise(apply_views(images, matrices)), empty, matrices
     maps = torch.from_numpy(scores.current[rows]).to(device).unsqueeze(1)
     maps = F.interpolate(maps, size=images.shape[-2:], mode="nearest")
     both = apply_views(torch.cat([images, maps], dim=1), matrices)
     pooled = F.avg_pool2d(both[:, -1:], plan.patch).flatten(1)
-    return stats.normalise(both[:, :-1]), pooled > 0.5
+    return stats.normalise(both[:, :-1]), pooled > 0.5, matrices
 
 
 def pretrain(*, params: Params, shards: Path | str, out: Path | str, state: Path | str) -> dict[str, Any]:
@@ -340,6 +346,7 @@ def pretrain(*, params: Params, shards: Path | str, out: Path | str, state: Path
             # An encoder that was trained without categories brings none.
             used = settings.mps.enabled or settings.ccl.enabled
             np.save(folder / SCORES, end["scores"].numpy() * np.float32(used))
+            write_json(folder / SCORES_OF, {"cases": cases_digest(ShardedSplit.open(shards, "train").index)})
             write_json(folder / "metrics.json", metrics)
             (folder / "pictures").mkdir()
             draw_masks(folder / "pictures" / "masks.png", end["monitor"]["snapshots"], plan=plan)

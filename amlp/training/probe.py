@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amlp.data.labels import LESION_SHARE
 from amlp.data.shards import ShardedSplit
 from amlp.models.checkpoint import InputStats
 from amlp.models.encoder import Encoder, EncoderPlan
@@ -45,7 +46,7 @@ class Probe:
         rows = np.concatenate([self.fitted, self.scored])
         self.images = stats.normalise(torch.from_numpy(split.images(rows)).to(device))
         masks = torch.from_numpy(split.masks(rows)).to(device).float().unsqueeze(1)
-        self.lesion = F.avg_pool2d(masks, plan.patch).flatten(1) >= 0.5
+        self.lesion = F.avg_pool2d(masks, plan.patch).flatten(1) >= LESION_SHARE
         halves = (self.lesion[: len(self.fitted)], self.lesion[len(self.fitted) :])
         self.usable = all(bool(half.any()) and not bool(half.all()) for half in halves)
 

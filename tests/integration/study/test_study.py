@@ -129,7 +129,7 @@ def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(
     assert page.startswith("# Tiny \\| study\n")
     assert "from &lt;scratch&gt;" in page and "<scratch>" not in page
     assert "- finished: 4 of 4 models\n" in page
-    assert re.search(r"\| AMLP over .* \| \*\*met\*\* \|", page)
+    assert re.search(r"\| AMLP over .* \| \*\*too few seeds\*\* \|", page)
     assert str(folder) not in page
     for unit in folder.glob("study/units/score-*"):
         record, cases = read_json(unit / "record.json"), pd.read_csv(unit / "result" / "cases.csv")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from amlp.cli import main
 from amlp.data.labels import labelled_subset, unused_labels
+from amlp.data.shards import cases_digest
 from amlp.errors import UserError
 from amlp.evaluation.evaluate import evaluate, evaluate_models, score_cases
 from amlp.files import read_json, write_json
@@ -364,11 +365,14 @@ def test_the_command_scores_unused_images_into_a_folder_of_their_own(
     command = ["evaluate", "--ingest", "ingest", "--shards", "shards", "--segmenter", "model", "--no-scratch"]
     assert main([*command, "--split", "unused"]) == 2
     assert "fine-tune again" in capsys.readouterr().err
-    write_json(data / "model/metrics.json", {"labelled_images": 8})
-    assert main([*command, "--split", "unused"]) == 2
-    assert "trained on 8 images with a mask, expected" in capsys.readouterr().err
     train = pd.read_parquet("shards/index.parquet").query("split == 'train'")
-    write_json(data / "model/metrics.json", {"labelled_images": len(labelled_subset(train, 0.5, 0))})
+    for seed in (1, 0):
+        # Another seed's are as many, and others.
+        seen = train.iloc[labelled_subset(train, 0.5, seed)]
+        write_json(data / "model/labels.json", {"images": len(seen), "cases": cases_digest(seen)})
+        if seed:
+            assert main([*command, "--split", "unused"]) == 2
+            assert f"trained on {len(seen)} images with a mask that are not the" in capsys.readouterr().err
     assert main([*command, "--split", "unused"]) == 0
     assert read_json(data / "evaluation-unused/summary.json")["test"]["split"] == "unused"
     assert not (data / "evaluation").exists()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from amlp.evaluation.patches import LESION_SHARE, PatchTally, as_metrics, judge, lesion_patches
+from amlp.evaluation.patches import LESION_SHARE, PatchTally, as_metrics, central, judge, lesion_patches
 
 
 def tally(scores: np.ndarray, lesion: np.ndarray, groups: np.ndarray | None = None, chunk: int = 1000) -> PatchTally:
@@ -88,3 +88,18 @@ def test_a_warning_names_what_to_change(low: float, warned: bool) -> None:
     assert (warning is not None) == warned
     for name in ("scores.descriptor", "scores.polarity", "pretrain.mps.enabled"):
         assert warning is None or name in warning
+
+
+@pytest.mark.parametrize(("centre", "warned"), [(1.1, False), (1.2, True), (2.5, True)])
+def test_scores_that_do_no_better_than_the_centre_are_told(centre: float, warned: bool) -> None:
+    """Operators centre what they look for, so above chance alone says little."""
+    metrics = {"images": 9, "recall": 0.4, "enrichment": 1.2, "enrichment_low": 1.05, "enrichment_high": 1.5}
+    warning = judge(metrics | {"centre_enrichment": centre})[1]
+    assert (warning is not None) == warned
+    assert warning is None or (f"{centre:.2f}" in warning and "scores.polarity" in warning)
+
+
+def test_the_centre_gets_as_many_patches_as_the_scores_took() -> None:
+    selected = np.array([[True, False, False, True], [False, False, False, False], [True, True, True, False]])
+    picked = central(selected, np.array([0.1, 0.9, 0.5, 0.3]))
+    assert picked.tolist() == [[False, True, True, False], [False] * 4, [False, True, True, True]]

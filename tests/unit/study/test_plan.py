@@ -91,6 +91,7 @@ def test_only_a_part(tmp_path: Path) -> None:
     study = load(tmp_path)
     plan = make_plan(study, ["arm=full,mae", "fraction=0.1", "seed=0"])
     assert set(plan.cells) == {Cell("full", 0.1, 0), Cell("mae", 0.1, 0)}
+    assert {cell.fraction for cell in make_plan(study, ["fraction=1.0"]).cells} == {1.0}
     for wrong in ("arm=ful", "fraction=0.2", "seed=7", "epoch=1", "arm"):
         with pytest.raises(UserError, match="--only"):
             make_plan(study, [wrong])
@@ -163,5 +164,31 @@ def test_the_committed_studies_are_valid(path: Path) -> None:
     plan = make_plan(study)
     pretrainings = {(unit.arm, unit.seed) for unit in plan.units if unit.kind == "pretrain"}
     wanted = {(cell.arm, cell.seed) for cell in plan.cells if study.file.arms[cell.arm].pretrain}
-    # The one that differs from AMLP after pre-training.
-    assert {arm for arm, _ in wanted - pretrainings} <= {"no_categories"}, "two arms pre-train alike"
+    alike = {arm for arm, _ in wanted - pretrainings}
+    later = {arm for arm in alike if any(key.startswith("finetune.") for key in study.file.arms[arm].params)}
+    assert alike == later, "two arms pre-train alike and differ in nothing after it"
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"scores.polarity": "bright"}, r"arms\.other\.params\.scores\.polarity: the same for all arms"),
+        ({"preprocess.height": 64}, r"preprocess\.height: the same for all arms"),
+        ({"seed": 5}, r"arms\.other\.params\.seed: the same for all arms"),
+        ({"finetune.label_fraction": 0.5}, r"label_fraction: the study sets it"),
+        ({"finetune.epochs": 200}, r"finetune\.epochs: fractions\.0\.1 sets it for all arms"),
+    ],
+)
+def test_what_would_be_overridden_or_ignored_is_refused(tmp_path: Path, params: dict[str, Any], message: str) -> None:
+    other = {"title": "other", "params": params, "seeds": [0]}
+    with pytest.raises(ListedError, match=message):
+        load(tmp_path, arms={**ARMS, "other": other})
+
+
+def test_an_aim_that_can_never_be_judged_is_refused(tmp_path: Path) -> None:
+    few = {"title": "few", "pretrain": False, "fractions": [0.1], "seeds": [0]}
+    aims = [{"fraction": 1.0, "better": "full", "than": "few"}, {"fraction": 0.1, "better": "full", "than": "full"}]
+    with pytest.raises(ListedError) as caught:
+        load(tmp_path, arms={**ARMS, "few": few}, aims=aims)
+    assert "aims.0: arm few is not trained with fraction 1" in str(caught.value)
+    assert "aims.1: full is compared with itself" in str(caught.value)

@@ -45,7 +45,12 @@ def write_unit(store: Store, unit: Unit, made: Made) -> None:
     if unit.kind == "pretrain":
         metrics = {"steps": 2040, "visible_tokens": 3_500_000, "seconds": 120.0, "probe_auc_untrained": 0.55}
         write_json(result / "metrics.json", metrics)
-        diagnostics = {"masked_ratio": [1.1, 0.9, 2.5], "score_recall": [0.5, math.nan, 0.7]}
+        drawn = {
+            "masked_lesion_share": [0.55, 0.45 - 0.01 * unit.seed, 1.0],
+            "masked_background_share": [0.5, 0.5, 0.4],
+        }
+        pd.DataFrame(drawn).to_csv(result / "history.csv", index=False)
+        diagnostics = {"score_recall": [0.5, math.nan, 0.7]}
         pd.DataFrame(diagnostics | {"probe_auc": [0.61, 0.7, 0.83]}).to_csv(result / "diagnostics.csv", index=False)
     if unit.kind == "finetune":
         write_json(result / "metrics.json", {"labelled_images": 12, "seconds": 60.0})
@@ -133,11 +138,11 @@ def test_a_difference_is_paired_by_case_and_seed(results: Results) -> None:
 
 
 def test_verdicts_follow_the_rule_and_wait_for_all_seeds(results: Results, study: Study, shards: Path) -> None:
-    assert [verdict.state for verdict in results.verdicts()] == ["met", "missed", "met"]
+    assert [verdict.state for verdict in results.verdicts()] == ["met", "missed", "too few seeds"]
     scored = results.plan.cells[Cell("scratch", 0.1, 2)]
     (results.store.folder(scored) / "record.json").unlink()
     again = collect(study, results.plan, results.store, shards)
-    assert [verdict.state for verdict in again.verdicts()] == ["not finished", "not finished", "met"]
+    assert [verdict.state for verdict in again.verdicts()] == ["not finished", "not finished", "too few seeds"]
 
 
 @given(mean=st.floats(-1, 1), low=st.floats(-1, 1) | st.just(math.nan), by=st.floats(-1, 1), excludes=st.booleans())
@@ -160,13 +165,14 @@ def test_the_page_tells_the_figures_and_escapes_the_titles(results: Results, tmp
     assert "<i>" not in text and "a\\|b &lt;i&gt;\\*" in text
     assert str(tmp_path) not in text
     for fraction in (0.1, 1.0):
-        part = text.split(f"### {fraction:.0%} of the labels: 12 training images")[1].split("###")[0]
+        which = "12" if fraction == 1 else "12, others for each seed:"
+        part = text.split(f"### {fraction:.0%} of the labels: {which} labelled training images")[1].split("###")[0]
         for arm, title in (("full", "AMLP"), ("mae", "MAE")):
             values = scores(results, arm, fraction)
             assert re.search(rf"^\| {title} \| {len(values)} \| {values.mean():.3f} \(", part, flags=re.MULTILINE)
     assert "| **met** |" in text and "| **missed** |" in text
     assert "2,040" in text and "3.50" in text  # steps, million tokens
-    assert re.search(r"^\| AMLP \| 1\.100 \| 0\.900 \| 2\.500 \|", text, flags=re.MULTILINE)
+    assert re.search(r"^\| AMLP \| 1\.100 \| 0\.860 \| 2\.500 \|", text, flags=re.MULTILINE)
     assert re.search(r"^\| MAE \|.* \| 0\.610 \| 0\.830 \| 0\.550 \|$", text, flags=re.MULTILINE)
     assert "Fewer than 3 seeds (MAE)" in text
     assert f"- scored on the test split: {CASES} images, {CASES - 4} with a lesion, {CASES // 2} groups" in text

@@ -113,9 +113,13 @@ def test_categories_say_nothing_about_the_presence_of_a_lesion(shards, tmp_path,
 
 def test_categories_of_other_images_are_refused(shards, encoder, tmp_path):
     other = shutil.copytree(encoder, tmp_path / "encoder")
-    np.save(other / "scores.npy", np.load(other / "scores.npy")[:-1])
-    with pytest.raises(UserError, match=r"scores\.npy: categories of 17 images, .* holds 18: .*finetune\.categories"):
-        finetune(params=settings(), shards=shards, encoder=other, out=tmp_path / "out", state=tmp_path / "state")
+    # As many images in another order, as another split of the same data would be.
+    moved = shutil.copytree(shards, tmp_path / "shards")
+    index = pd.read_parquet(moved / "index.parquet")
+    index["case_id"] = index["case_id"].to_numpy()[::-1]
+    index.to_parquet(moved / "index.parquet")
+    with pytest.raises(UserError, match=r"scores\.json: .* not those of the 18 training images .*finetune\.categories"):
+        finetune(params=settings(), shards=moved, encoder=other, out=tmp_path / "out", state=tmp_path / "state")
     assert not (tmp_path / "out").exists()
     off = settings(finetune={"categories": "none"})
     finetune(params=off, shards=shards, encoder=other, out=tmp_path / "out", state=tmp_path / "state")

@@ -48,8 +48,10 @@ def test_it_writes_an_encoder_curves_and_pictures(trained):
 
 
 def test_lesions_are_masked_more_than_background(trained):
+    drawn = pd.read_csv(trained / "history.csv")
+    ratio = drawn["masked_lesion_share"] / drawn["masked_background_share"]
+    assert (ratio.iloc[:2] > 1.3).all(), "before the untrained model takes part"
     rows = pd.read_csv(trained / "diagnostics.csv")
-    assert (rows["masked_ratio"].iloc[:2] > 1).all(), "before the untrained model takes part"
     assert rows["refine_weight"].iloc[-1] == settings().pretrain.mps.refine
     share = rows["category_share"]
     assert share.between(0.5 * share.iloc[0], 2 * share.iloc[0]).all(), "refinement keeps the lesion category alive"
@@ -99,9 +101,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_training_ends_well(shards,
     calls, real = [], module.views
 
     def poisoned(*args, **kwargs):
-        images, lesion = real(*args, **kwargs)
+        images, lesion, cut = real(*args, **kwargs)
         calls.append(1)
-        return (images * torch.nan if len(calls) == 12 else images), lesion
+        return (images * torch.nan if len(calls) == 12 else images), lesion, cut
 
     monkeypatch.setattr(module, "views", poisoned)
     monkeypatch.setattr(module, "check_finite", lambda norms, epoch: check_finite(norms, epoch=epoch, limit=0.5))
@@ -152,6 +154,24 @@ def test_the_scores_after_refinement_are_kept(shards, trained):
     clusters = ShardedSplit.open(shards, "train").scores(np.arange(18))
     assert scores.shape == clusters.shape == (18, 4, 4) and scores.dtype == np.float32
     assert scores.min() >= 0 and scores.max() <= 1 and not np.array_equal(scores, clusters)
+    # Refinement decides which patches are lesion and not how many, so what is kept is neither all nor none.
+    assert ((scores > 0.5).sum(axis=(1, 2)) == (clusters > 0.5).sum(axis=(1, 2))).all()
+    # What is kept is what the last epochs masked by.
+    assert pd.read_csv(trained / "diagnostics.csv")["category_share"].iloc[-1] > 0
+
+
+def test_the_parts_ramps_follow_the_training(shards, tmp_path, monkeypatch):
+    import amlp.training.pretrain as module
+
+    seen, real = [], module.amlp_loss
+
+    def told(*args, **kwargs):
+        seen.append(kwargs["progress"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "amlp_loss", told)
+    pretrain(params=settings(), shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
+    assert seen == pytest.approx([step / len(seen) for step in range(len(seen))]) and len(seen) > 4
 
 
 def test_the_probe_is_that_of_the_first_and_the_last_weights(shards, trained):
@@ -174,7 +194,8 @@ def test_training_without_any_mask_works(tmp_path):
     params = settings(pretrain={"epochs": 1})
     pretrain(params=params, shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
     rows = pd.read_csv(tmp_path / "encoder" / "diagnostics.csv")
-    assert "masked_ratio" not in rows and rows["probe_auc"].isna().all()
+    assert "score_recall" not in rows and rows["probe_auc"].isna().all()
+    assert pd.read_csv(tmp_path / "encoder" / "history.csv")["masked_lesion_share"].isna().all()
     assert not [name for name in read_json(tmp_path / "encoder" / "metrics.json") if name.startswith("probe")]
 
 
