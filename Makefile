@@ -27,10 +27,11 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo busi study test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain clean
+.PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format lock lock-check bench-mps bench-pretrain \
+  bench-gate clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## make .venv with everything in it (minutes the first time, nothing after)
 
@@ -73,6 +74,9 @@ test: setup ## run all tests
 test-unit: setup ## run the quick tests only
 	pytest tests/unit
 
+test-gate-mutations: setup ## break the promotion gate in many ways and see that its tests notice each (minutes)
+	python -m tests.mutate_gate
+
 lint: setup ## check style and formatting
 	ruff check .
 	ruff format --check .
@@ -103,6 +107,9 @@ bench-mps: setup ## score lesion patch selection against the BUSI masks: make be
 
 bench-pretrain: setup ## time a pre-training step against the one of transformers
 	python -m benchmarks.bench_pretrain
+
+bench-gate: setup ## simulate how often the promotion gate promotes
+	python -m benchmarks.bench_gate
 
 clean: ## remove what the pipeline wrote here, its cache and its MLflow database; .venv and workspaces stay
 	rm -rf data models evaluation registration.json report.html dvc_plots .amlp mlflow.db mlartifacts .dvc/cache .dvc/tmp

@@ -49,6 +49,7 @@ class Scenario:
         worse: share of the normal groups that gain a false positive.
         better: share that loses one.
         images: largest number of images a group; its groups take 1, 2, ... in turn.
+        confidence: of the intervals, where it is not the default.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Scenario:
     worse: float = 0.0
     better: float = 0.0
     images: int = 1
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def decisions(drawn: Drawn, params: GateParams, seed: int = 0) -> list[dict[str,
 
 def shares(scenario: Scenario, params: GateParams, *, draws: int = DRAWS) -> Shares:
     """Simulate a scenario; its title decides the random numbers."""
+    if scenario.confidence is not None:
+        params = params.model_copy(update={"confidence": scenario.confidence})
     rows = decisions(draw(scenario, draws, zlib.crc32(scenario.title.encode())), params)
     return Shares(**{key: float(np.mean([row[key] for row in rows])) for key in rows[0]})
 
@@ -160,7 +164,8 @@ NO_GAIN = (
     Scenario("no gain"),
     Scenario("no gain, a tenth of the groups makes nearly all the variance", shape="heavy"),
     Scenario("no gain, many small improvements and a few failures", shape="failures"),
-    Scenario("the same with 50 groups", groups={"benign": 32, "malignant": 18}, shape="failures"),
+    Scenario("the same with a confidence of 0.95 instead of 0.98", shape="failures", confidence=0.95),
+    Scenario("the same with 0.98 and 50 groups", groups={"benign": 32, "malignant": 18}, shape="failures"),
     Scenario("no gain, 1 to 3 images a group, 5 % of false positives come, 5 % go", BUSI, images=3, worse=0.05,
              better=0.05),
 )  # fmt: skip

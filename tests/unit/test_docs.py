@@ -7,6 +7,7 @@ import pytest
 
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/method.md", "docs/results.md",
+    "docs/gate.md",
 ]  # fmt: skip
 
 

@@ -115,8 +115,9 @@ def test_equal_scores_never_promote(seed: int) -> None:
 @given(seed=SEEDS, gain=st.floats(0.03, 0.2))
 def test_a_gain_in_every_image_promotes_and_the_same_loss_keeps(seed: int, gain: float) -> None:
     before, after = scores(seed), gained(scores(seed), gain)
-    assert (gate(before, after).outcome, gate(before, after).reason) == ("promote", "better")
-    assert (gate(after, before).outcome, gate(after, before).reason) == ("keep", "not_better")
+    there, back = gate(before, after), gate(after, before)
+    assert (there.outcome, there.reason) == ("promote", "better")
+    assert (back.outcome, back.reason) == ("keep", "not_better")
 
 
 @settings(max_examples=20)
@@ -225,7 +226,8 @@ def test_scores_that_differ_by_rounding_are_a_tie_even_without_a_minimum() -> No
 def test_gains_and_losses_that_cancel_out_are_a_tie() -> None:
     before = lesions()
     after = before.assign(dsc=0.5 + 0.25 * np.where(before["group"] % 2, 1, -1))
-    assert (gate(before, after).outcome, gate(before, after).reason) == ("keep", "tie")
+    decision = gate(before, after)
+    assert (decision.outcome, decision.reason) == ("keep", "tie")
 
 
 # Classes
