@@ -41,11 +41,11 @@ IMAGES := train stages pipeline mlflow
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo busi study test test-unit lint typecheck format lock lock-check bench-mps bench-pretrain \
-  images image-test k8s-dev-secrets pipeline-local clean
+.PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format lock lock-check bench-mps \
+  bench-pretrain bench-gate images image-test k8s-dev-secrets pipeline-local clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## make .venv with everything in it (minutes the first time, nothing after)
 
@@ -88,6 +88,9 @@ test: setup ## run all tests
 test-unit: setup ## run the quick tests only
 	pytest tests/unit
 
+test-gate-mutations: setup ## break the promotion gate in many ways and see that its tests notice each (minutes)
+	python -m tests.mutate_gate
+
 lint: setup ## check style and formatting
 	ruff check .
 	ruff format --check .
@@ -117,6 +120,9 @@ bench-mps: setup ## score lesion patch selection against the BUSI masks: make be
 
 bench-pretrain: setup ## time a pre-training step against the one of transformers
 	python -m benchmarks.bench_pretrain
+
+bench-gate: setup ## simulate how often the promotion gate promotes
+	python -m benchmarks.bench_gate
 
 pipeline-local: setup ## run the Kubeflow pipeline here, with S3, PostgreSQL and MLflow: make pipeline-local DATA=folder
 	rm -rf workspaces/local

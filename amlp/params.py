@@ -269,6 +269,20 @@ class RegisterParams(Section):
         return self
 
 
+class GateParams(Section):
+    """When a challenger takes the champion's place; amlp/registry/gate.py has the rule."""
+
+    # Gain in mean DSC over all images that must be exceeded.
+    min_effect: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    # What a label class may lose: the interval must show that it lost less, once the class looks worse.
+    class_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    false_positive_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    # Below, percentile intervals are too narrow.
+    min_groups: Annotated[int, Field(ge=2)] = 50
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.98
+    bootstrap_samples: Annotated[int, Field(ge=1000)] = 10000
+
+
 class Params(Section):
     """All of `params.yaml`."""
 
@@ -282,6 +296,7 @@ class Params(Section):
     finetune: FinetuneParams = FinetuneParams()
     evaluate: EvaluateParams = EvaluateParams()
     register_: RegisterParams = Field(default=RegisterParams(), alias="register")
+    gate: GateParams = GateParams()
 
     @model_validator(mode="after")
     def _patch_divides_size(self) -> Params:
