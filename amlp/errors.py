@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -27,3 +28,9 @@ class ListedError(UserError):
         if advice:
             lines.append(advice)
         super().__init__("\n".join(lines))
+
+
+def without_credentials(text: str) -> str:
+    """Hide user and password of the addresses in a text: http://user:password@host becomes http://***@host."""
+    # No host starts with a slash, but the path in sqlite:////data/me@work/mlflow.db does.
+    return re.sub(r"://[^\s/]\S*@", "://***@", text)

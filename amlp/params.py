@@ -14,12 +14,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from amlp.errors import ListedError, UserError
+from amlp.errors import ListedError, UserError, without_credentials
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -262,7 +261,7 @@ class RegisterParams(Section):
     @model_validator(mode="after")
     def _no_secret(self) -> RegisterParams:
         # The address stands in registration.json, in the report and in MLflow itself.
-        if urlsplit(self.tracking_uri).password is not None:
+        if without_credentials(self.tracking_uri) != self.tracking_uri:
             raise ValueError(
                 "tracking_uri must hold no password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
             )
@@ -350,7 +349,8 @@ def parse_section(model: type[S], values: Mapping[str, Any], origin: str) -> S:
                 if item["type"] == "float_type" and re.fullmatch(r"[-+]?\d+e[-+]?\d+", str(item["input"])):
                     # YAML 1.1 reads it as text.
                     reason += " (write 1.0e-3, not 1e-3)"
-                problems.append(f"{key}: {reason}" + ("" if not item["loc"] else f", got {item['input']!r}"[:120]))
+                got = "" if not item["loc"] else f", got {without_credentials(repr(item['input']))}"[:120]
+                problems.append(f"{key}: {reason}{got}")
         raise ListedError(f"{origin}: {len(problems)} problem(s)", problems, "Mend them and run again.") from error
 
 

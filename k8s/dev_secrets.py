@@ -32,7 +32,8 @@ def make_secrets() -> dict[str, str]:
             f"MLFLOW_AUTH_ADMIN_PASSWORD={admin}\n"
         ),
         # READ: whoever has an account sees all runs and models; who makes one may change it.
-        "basic_auth.ini": f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {uri}\n",
+        # The cache: without it, each request hashes the password several times.
+        "basic_auth.ini": f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {uri}\nauth_cache_ttl_seconds = 60\n",
     }
 
 

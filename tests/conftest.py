@@ -1,9 +1,10 @@
-"""What all tests share: a quiet environment, time limits, property-test settings and an MLflow database."""
+"""What all tests share: a quiet environment, time limits, property-test settings, an MLflow database and servers."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from amlp.environment import quiet
-from tests.servers import S3Server, seaweedfs
+from pipelines.servers import MlflowServer, PostgresServer, S3Server, mlflow_server, postgres, seaweedfs
+from tests.servers import or_skip
 
 # Before anything imports ray, mlflow, great_expectations or matplotlib.
 quiet()
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+# Else the end that `timeout` and the like make of us leaves the servers of the session running.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 PROJECT = Path(__file__).parents[1]
 INTEGRATION_SECONDS = 300
@@ -71,7 +76,25 @@ def tracking_uri(tmp_path: Path, migrated_database: Path) -> str:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server; tests that need it are skipped where its binary is missing."""
-    with seaweedfs(tmp_path_factory.mktemp("s3")) as server:
+    with or_skip(seaweedfs(tmp_path_factory.mktemp("s3"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A real PostgreSQL server; tests that need it are skipped where it is not installed."""
+    with or_skip(postgres(tmp_path_factory.mktemp("postgres"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_platform(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, s3_server: S3Server
+) -> Iterator[MlflowServer]:
+    """A real MLflow server with accounts, on PostgreSQL and S3; one a session, for it takes long to start."""
+    s3_server.client().create_bucket(Bucket="amlp-mlflow")
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    with or_skip(mlflow_server(folder, database_uri=postgres_server.uri, s3=s3_server, bucket="amlp-mlflow")) as server:
         yield server
 
 

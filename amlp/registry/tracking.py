@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amlp.environment import PIPELINE_PAGES, PIPELINE_RUN, quiet
-from amlp.errors import UserError
+from amlp.errors import UserError, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,8 +72,14 @@ def connect(tracking_uri: str) -> Iterator[MlflowClient]:
         tracking_uri: as `resolve_uri` returns it.
 
     Raises:
-        UserError: the address doesn't answer, or isn't one that MLflow takes.
+        UserError: the address doesn't answer, isn't one that MLflow takes, or holds a password; the server does not
+            know the user, or forbids something inside the block.
     """
+    if (shown := without_credentials(tracking_uri)) != tracking_uri:
+        raise UserError(
+            f"register.tracking_uri or MLFLOW_TRACKING_URI: {shown}: the address must hold no user or password, for it "
+            "is written down with the run; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
+        )
     mlflow = import_mlflow()
     # MLflow writes its address into the environment too, which would outlive the block and reach later stages.
     before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
@@ -83,17 +89,42 @@ def connect(tracking_uri: str) -> Iterator[MlflowClient]:
             client = mlflow.MlflowClient(tracking_uri=tracking_uri)
             client.search_experiments(max_results=1)
         except Exception as error:  # From sqlalchemy's to requests', whatever lies behind the address.
-            raise UserError(
+            raise _refused(tracking_uri, error) or UserError(
                 f"register.tracking_uri: {tracking_uri}: MLflow can't use it: {error}\n"
                 "Expected sqlite:///FILE or the address of a running MLflow server."
             ) from error
-        yield client
+        try:
+            yield client
+        except mlflow.MlflowException as error:
+            if refused := _refused(tracking_uri, error):
+                raise refused from error
+            raise
     finally:
         mlflow.set_tracking_uri(before)
         if variable is None:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         else:
             os.environ["MLFLOW_TRACKING_URI"] = variable
+
+
+def _refused(tracking_uri: str, error: Exception) -> UserError | None:
+    """Say what to do about a server's 401 or 403; None for other errors."""
+    status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else None
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if status == 401:
+        reason = f"does not know user {user!r} with this password" if user else "wants a user and a password"
+        return UserError(
+            f"register.tracking_uri: {tracking_uri}: MLflow {reason} (401).\n"
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account of that server."
+        )
+    if status == 403:
+        return UserError(
+            f"register.tracking_uri: {tracking_uri}: MLflow forbids it to user {user!r} (403): {error}\n"
+            "An experiment or a model belongs to the account that made it: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to that one, ask its owner for EDIT, or choose other names under `register`. "
+            '"Invalid Host header": the server must be started with this address and port among --allowed-hosts.'
+        )
+    return None
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

@@ -84,6 +84,13 @@ def test_an_unknown_key_gets_the_nearest_valid_one(key: str, suggestion: str | N
     assert (f"did you mean {suggestion}" if suggestion else "valid keys: enabled, gamma") in problem
 
 
+def test_a_password_in_mlflow_s_address_is_refused_and_not_repeated() -> None:
+    for uri in ("http://ana:hunter2@mlflow:5000", "postgresql://ana:hunter/2@database/mlflow"):
+        [problem] = problems(with_value("register.tracking_uri", uri))
+        assert "must hold no password" in problem and "://***@" in problem and "hunter" not in problem
+    parse_params(with_value("register.tracking_uri", "sqlite:////data/ana@work/mlflow.db"), "params.yaml")
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -12,7 +12,7 @@ import pytest
 from amlp.cluster import storage
 from amlp.cluster.storage import MANIFEST, StorageError
 from amlp.errors import UserError
-from tests.servers import free_ports
+from pipelines.servers import free_ports
 
 
 @pytest.fixture(params=["s3", "local"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from amlp.errors import UserError
 from amlp.registry.tracking import (
     child_run,
     connect,
@@ -29,6 +30,15 @@ def test_injected_run_brings_its_address(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tracking_address("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)
     assert tracking_address("sqlite:///mlflow.db") == "http://mlflow:5000"
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    with (
+        pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as caught,
+        connect("http://ana:hunter2@mlflow:5000"),
+    ):
+        pass
+    assert "http://***@mlflow:5000" in str(caught.value) and "hunter2" not in str(caught.value)
 
 
 def test_nested_values_become_dotted() -> None:
