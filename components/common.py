@@ -6,9 +6,8 @@ from functools import partial
 from kfp import dsl
 from kfp.dsl import Metrics
 
-# The image's name is part of each task's cache key: where the tag does not change with the code, a new build under an
-# old tag is taken for the old code, so builds set a tag per commit. `stages` holds amlp and kfp; `pipeline` has no
-# torch, for tasks that only look at things and start others.
+# Part of each task's cache key: where a tag does not change with the code, a new build under an old tag is taken for
+# the old code, so builds set a tag per commit. The first holds all of amlp and kfp, the second what needs no torch.
 STAGES_IMAGE = os.environ.get("AMLP_STAGES_IMAGE") or "amlp-stages:0.1.0"
 PIPELINE_IMAGE = os.environ.get("AMLP_PIPELINE_IMAGE") or "amlp-pipeline:0.1.0"
 

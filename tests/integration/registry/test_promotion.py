@@ -1,6 +1,6 @@
 """The gate in a real registry: who is compared with whom, and what becomes of the aliases.
 
-No test image here has a lesion, so a segmenter that calls nothing a lesion scores 1, and one that calls everything so 0.
+No test image here has a lesion: a segmenter that calls nothing a lesion scores 1, and one that calls everything so 0.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def test_a_decision_about_another_champion_does_not_count(registry: Registry) ->
     record = registry.judge(registration).as_dict()
     registry.register(GOOD - 1)
     registry.client.set_registered_model_alias("amlp-segmenter", "champion", "2")
-    with pytest.raises(UserError, match="judged against the model from scratch, and the champion is now .* version 2"):
+    with pytest.raises(UserError, match=r"judged against the model from scratch, and the champion is now .* version 2"):
         promote(record=record, registration=registration)
     assert registry.aliases["champion"] == "2"
 

@@ -15,14 +15,14 @@ from amlp import __version__
 # here: clients are made, and connect to nothing yet.
 CODE = """
 import sys
-from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 
-class Absent(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in sys.argv[1:]:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Present(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in sys.argv[1:] else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Present
 import amlp.cluster.rayjob, amlp.cluster.remote, amlp.cluster.storage, amlp.params
 import pipelines.arguments, pipelines.training
 import dvc.api, kfp.kubernetes, mlflow
