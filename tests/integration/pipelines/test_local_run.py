@@ -21,10 +21,10 @@ from amlp.files import read_json
 from amlp.params import Params, load_params, parse_params
 from amlp.registry.lineage import folder_md5
 from pipelines.arguments import DataSource, pipeline_arguments
-from pipelines.local import DataRepository, LocalKubeflow, change_a_pixel, kfp_stages, write_images
+from pipelines.local import DataRepository, LocalKubeflow, as_decided, change_a_pixel, kfp_stages, write_images
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-EVERYTHING = {*kfp_stages(), "pull-data", "record-outcome"}
+EVERYTHING = {*kfp_stages(), "pull-data", "gate", "record-outcome"}
 # One process for all stages, for importing torch takes longer than they do.
 RUN_STAGES = """
 import sys
@@ -49,7 +49,7 @@ class Platform:
 
     def run(self, rev: str) -> tuple[str, dict[str, Path]]:
         data = DataSource(str(self.repository.folder), rev, "data/images")
-        arguments = pipeline_arguments(self.params, git_commit=COMMIT, data=data, share="s3://work/reports")
+        arguments = pipeline_arguments(self.params, git_commit=COMMIT, data=data, share="s3://results/reports")
         return self.kubeflow.run(arguments)
 
 
@@ -65,7 +65,7 @@ def platform(
     tmp_path_factory: pytest.TempPathFactory, project: Path, s3_server: S3Server, mlflow_platform: MlflowServer
 ) -> Iterator[Platform]:
     root = tmp_path_factory.mktemp("platform")
-    for bucket in ("dvc", "work"):
+    for bucket in ("dvc", "results"):
         s3_server.client().create_bucket(Bucket=bucket)
     environment = {**s3_server.environment, **mlflow_platform.environment}
     environment["AMLP_PIPELINE_PAGES"] = "https://kubeflow.example.org/pipeline"
@@ -115,7 +115,7 @@ def metadata(task: Path, artifact: str) -> dict[str, Any]:
 
 
 def test_every_task_ran(first: Run) -> None:
-    assert set(first.tasks) == EVERYTHING
+    assert as_decided(first.tasks) == EVERYTHING
 
 
 def test_both_models_are_registered_with_their_lineage(first: Run, platform: Platform) -> None:
@@ -133,6 +133,17 @@ def test_both_models_are_registered_with_their_lineage(first: Run, platform: Pla
     tags = client.get_run(registration["parent_run_id"]).data.tags
     assert tags["source_rev"] == first.commit and tags["source_md5"] == folder_md5(platform.images)
     assert tags["source_uri"].startswith("s3://dvc/store/files/md5/")
+
+
+def test_the_gate_is_heard(first: Run, platform: Platform) -> None:
+    from mlflow import MlflowClient
+
+    decision = read_json(first.tasks["gate"] / "decision")
+    assert decision["reference"]["name"] == "the model from scratch" and decision["outcome"] in ("promote", "keep")
+    client = MlflowClient(tracking_uri=platform.params.register_.tracking_uri)
+    assert client.get_model_version("pipeline-segmenter", "1").tags["gate_outcome"] == decision["outcome"]
+    aliases = client.get_registered_model("pipeline-segmenter").aliases
+    assert aliases == {"candidate": "1"} | ({"champion": "1"} if decision["outcome"] == "promote" else {})
 
 
 def test_pipeline_and_mlflow_lead_to_each_other(first: Run, platform: Platform) -> None:
@@ -192,4 +203,4 @@ def test_the_cache_knows_the_same_and_what_has_changed(first: Run, platform: Pla
 
     # Other bytes in the same place.
     change_a_pixel(platform.repository.folder / "data/images")
-    assert set(platform.run(platform.repository.commit("data/images"))[1]) == EVERYTHING
+    assert as_decided(platform.run(platform.repository.commit("data/images"))[1]) == EVERYTHING

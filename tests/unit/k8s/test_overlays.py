@@ -30,7 +30,9 @@ PROD_ONLY = {
 def secret_table(project: Path) -> set[tuple[str, str, str]]:
     """The Secrets and keys that k8s/README.md tells people to make."""
     text = (project / "k8s/README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(amlp-[\w-]+)` \| (.*?) \|", text, flags=re.MULTILINE)
+    table = re.search(r"^Secrets that must exist.*?\n\n(.*?)\n\n", text, flags=re.MULTILINE | re.DOTALL)
+    assert table
+    rows = re.findall(r"^\| `(amlp-[\w-]+)` \| (.*?) \|", table[1], flags=re.MULTILINE)
     return {("Secret", name, key) for name, keys in rows for key in re.findall(r"`([\w.-]+)`", keys)}
 
 

@@ -29,6 +29,10 @@ def compiled(project: Path, out: Path, **variables: str) -> dict[str, Any]:
     return read(out)
 
 
+# What `dsl.If` makes of the promotion: a task that is a pipeline of its own.
+PROMOTION = "condition-2"
+
+
 def read(path: Path) -> dict[str, Any]:
     """The pipeline, and what is Kubernetes' under `platforms`."""
     merged: dict[str, Any] = {}
@@ -91,7 +95,9 @@ def test_tasks_install_nothing(golden: dict[str, Any]) -> None:
 
 
 def test_tasks_and_edges_are_those_of_dvc(tasks: dict[str, Any], stages: dict[str, Any]) -> None:
-    """Beside DVC's stages there is the look for the data's version, which DVC has in its own folder."""
+    """Beside DVC's stages there is the look for the data's version, which DVC has in its own folder, and what follows
+    them: the gate, and the promotion if it says so.
+    """
     wrote = {out: name for name, stage in stages.items() for out in stage["outs"]}
 
     def producers(stage: dict[str, Any]) -> set[str]:
@@ -102,12 +108,24 @@ def test_tasks_and_edges_are_those_of_dvc(tasks: dict[str, Any], stages: dict[st
         return {source["taskOutputArtifact"]["producerTask"] for source in given}
 
     edges = {name: producers(stage) for name, stage in stages.items()}
-    assert set(tasks) - set(edges) == {"pull-data"}
+    assert set(tasks) - set(edges) == {"pull-data", "gate", PROMOTION}
     assert {name: artifacts(tasks[name]) for name in edges} == edges
+    assert artifacts(tasks["gate"]) == {"ingest", "preprocess", "finetune", "scratch", "register"}
+    assert artifacts(tasks[PROMOTION]) == {"gate", "register"}
     # And no order beyond what data flow asks for.
-    order = {name: set(task.get("dependentTasks", [])) for name, task in tasks.items()}
+    order = {name: set(task.get("dependentTasks", [])) for name, task in tasks.items() if name in {*edges, "pull-data"}}
     version = {"ingest": {"pull-data"}, "register": {"pull-data"}}
     assert order == {"pull-data": set(), **{name: edges[name] | version.get(name, set()) for name in edges}}
+
+
+def test_the_champion_is_promoted_on_the_gates_word_alone(golden: dict[str, Any], tasks: dict[str, Any]) -> None:
+    group = tasks[PROMOTION]
+    assert group["triggerPolicy"] == {
+        "condition": "inputs.parameter_values['pipelinechannel--gate-outcome'] == 'promote'"
+    }
+    word = group["inputs"]["parameters"]["pipelinechannel--gate-outcome"]
+    assert word["taskOutputParameter"] == {"outputParameterKey": "outcome", "producerTask": "gate"}
+    assert set(golden["components"][group["componentRef"]["name"]]["dag"]["tasks"]) == {"promote"}
 
 
 def test_all_tasks_descend_from_one_that_names_data_and_code(tasks: dict[str, Any]) -> None:
@@ -122,7 +140,9 @@ def test_all_tasks_descend_from_one_that_names_data_and_code(tasks: dict[str, An
 def test_every_task_is_cached_but_the_one_that_tells_how_a_run_ended(
     golden: dict[str, Any], tasks: dict[str, Any]
 ) -> None:
-    assert all(task["cachingOptions"] == {"enableCache": True} for task in tasks.values())
+    promotion = golden["components"][tasks[PROMOTION]["componentRef"]["name"]]["dag"]["tasks"]
+    for name, task in (tasks | promotion).items():
+        assert name == PROMOTION or task["cachingOptions"] == {"enableCache": True}
     last = golden["root"]["dag"]["tasks"]["record-outcome"]
     assert not last["cachingOptions"].get("enableCache")
     assert last["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
@@ -132,12 +152,15 @@ def test_a_schedule_looks_the_data_up_each_time(golden: dict[str, Any], tmp_path
     write_pipeline(tmp_path / "schedule.yaml", follow_data=True)
     group = "comp-exit-handler-1"
     follows = read(tmp_path / "schedule.yaml")["components"][group]["dag"]["tasks"]
-    now = {name: task["cachingOptions"].get("enableCache", False) for name, task in follows.items()}
+    options = {name: task["cachingOptions"] for name, task in follows.items() if name != PROMOTION}
+    now = {name: option.get("enableCache", False) for name, option in options.items()}
     assert now == {name: name != "pull-data" for name in now}
 
 
 def test_no_task_is_without_limits(golden: dict[str, Any], tasks: dict[str, Any], pods: dict[str, Any]) -> None:
     executors = golden["deploymentSpec"]["executors"]
+    tasks = tasks | golden["components"][tasks[PROMOTION]["componentRef"]["name"]]["dag"]["tasks"]
+    del tasks[PROMOTION]
     for name in (*tasks, "record-outcome"):
         resources = executors[f"exec-{name}"]["container"]["resources"]
         assert resources["resourceMemoryLimit"] and resources["resourceCpuRequest"], name
@@ -194,6 +217,7 @@ def test_results_are_typed_so_that_the_pages_of_kubeflow_show_them(golden: dict[
         "register.registration": "Artifact",
         "register.page": "HTML",
         "report.page": "HTML",
+        "gate.decision": "Artifact",
     }
     with_metrics = {"validate", "preprocess", "pretrain", "finetune", "scratch", "evaluate"}
     assert {name for name, kind in types.items() if kind == "Metrics"} == {f"{name}.metrics" for name in with_metrics}
