@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import yaml
-from pipelines.servers import MlflowServer, S3Server
 
 from amlp.files import read_json
 from amlp.params import Params, load_params, parse_params
 from amlp.registry.lineage import folder_md5
 from pipelines.arguments import DataSource, pipeline_arguments
 from pipelines.local import DataRepository, LocalKubeflow, as_decided, change_a_pixel, kfp_stages, write_images
+from pipelines.servers import MlflowServer, S3Server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 EVERYTHING = {*kfp_stages(), "pull-data", "gate", "record-outcome"}
@@ -72,6 +72,7 @@ def platform(
     values = load_params(project / "recipes/tiny.yaml").model_dump(by_alias=True)
     values["register"] = {"tracking_uri": mlflow_platform.address, "experiment": "pipeline",
                           "encoder_name": "pipeline-encoder", "segmenter_name": "pipeline-segmenter"}  # fmt: skip
+    values["ingest"]["path"] = "data/images"
     params = parse_params(values, "test")
     write_images(root / "images", patients=16, seed=params.seed)
     repository = DataRepository.create(root / "repository", "s3://dvc/store", environment)

@@ -121,7 +121,7 @@ ON_RAY = ClusterParams(
 
 
 def test_images_come_from_a_repository_and_not_from_a_folder_of_whoever_submits() -> None:
-    values = {**VALUES, "ingest": {"source": "busi", "path": "/home/somebody/images"}}
+    values = {**VALUES, "ingest": {"source": "busi", "path": "/data/somebody/images"}}
     with pytest.raises(UserError, match=r"ingest\.source: busi .* --data-repo"):
         arguments(values)
     given = arguments(values, data=IMAGES)
