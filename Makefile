@@ -82,11 +82,12 @@ study: setup ## compare arms, label fractions and seeds on BUSI, write docs/resu
 	cd $(STUDY_WORKSPACE) && \
 	  amlp study $(CURDIR)/studies/busi-cpu.yaml --jobs $(JOBS) --page $(CURDIR)/docs/results.md
 
-test: setup ## run all tests
-	pytest tests
+test: setup test-unit ## run all tests
+	pytest tests/integration
 
-test-unit: setup ## run the quick tests only
-	pytest tests/unit
+# A file's tests stay together, for some share what is slow to make.
+test-unit: setup ## run the quick tests only, on all cores
+	pytest tests/unit --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 test-gate-mutations: setup ## break the promotion gate in many ways and see that its tests notice each (minutes)
 	python -m tests.mutate_gate

@@ -19,6 +19,9 @@ from tests.servers import or_skip
 # Before anything imports ray, mlflow, great_expectations or matplotlib.
 quiet()
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker has a core, not all of them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 # Else the end that `timeout` and the like make of us leaves the servers of the session running.
