@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from amlp.cluster.training import ClusterParams
-from amlp.errors import UserError
+from amlp.errors import UserError, without_credentials
 from amlp.params import Params
 
 # Pipeline input -> the keys that its stage depends on. A change elsewhere leaves the text, and with it the cache, as it
@@ -54,8 +54,8 @@ def pipeline_arguments(
         cluster: where trainings run.
 
     Raises:
-        UserError: MLflow's database or the images would have to be in a task's temporary folder, or a Ray cluster
-            would have no workers.
+        UserError: MLflow's database or the images would have to be in a task's temporary folder, images of `data` would
+            not be read, or a Ray cluster would have no workers.
     """
     cluster, data = cluster or ClusterParams(), data or DataSource()
     uri = params.register_.tracking_uri
@@ -68,6 +68,12 @@ def pipeline_arguments(
         raise UserError(
             f"ingest.source: {params.ingest.source} reads files, and a pipeline's tasks see no folder of this machine; "
             "name the DVC repository that holds them, a revision and the folder: --data-repo, --data-rev, --data-path."
+        )
+    if params.ingest.source == "phantom" and data.repo:
+        # The drawn images would be recorded with the address and the MD5 of others.
+        raise UserError(
+            f"ingest.source: phantom draws images and would not read those of {without_credentials(data.repo)}; set "
+            "`ingest.source: busi` in the parameters, or name no data repository."
         )
     on_ray = cluster.launcher == "rayjob"
     for section in ("pretrain", "finetune"):

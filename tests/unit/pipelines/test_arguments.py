@@ -129,6 +129,12 @@ def test_images_come_from_a_repository_and_not_from_a_folder_of_whoever_submits(
     assert not [name for name, text in given.items() if "somebody" in str(text)]
 
 
+def test_images_that_would_not_be_read_are_refused() -> None:
+    with pytest.raises(UserError, match=r"ingest\.source: phantom .*/images\.git; set `ingest\.source: busi`") as refused:
+        arguments(data=DataSource("https://user:word@example.org/images.git", "main", "busi"))
+    assert "word@" not in str(refused.value)
+
+
 def test_a_pod_that_only_launches_holds_no_gpu_and_little_else() -> None:
     values = {**VALUES, "finetune": {"num_workers": 2}, "pretrain": {"num_workers": 2}}
     on_ray = arguments(values, cluster=ON_RAY)
