@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,30 @@ def test_prods_template_is_the_bases_but_for_what_prod_adds(project: Path):
     assert all(toleration in worker["tolerations"] for toleration in old["tolerations"])
     # Kueue's webhook asks for it.
     assert prod["spec"]["shutdownAfterJobFinishes"] is True
+
+
+def test_the_pipelines_tasks_fit_the_limits_of_the_namespace(project: Path):
+    """A request above the limit makes a pod invalid, and a limit that the task does not name is the LimitRange's."""
+    parse_quantity = pytest.importorskip("kubernetes.utils").parse_quantity
+    quota, limit_range = yaml.safe_load_all((project / "k8s/base/limits.yaml").read_text(encoding="utf-8"))
+    (limits,) = limit_range["spec"]["limits"]
+    pipeline = next(yaml.safe_load_all((project / "pipelines/training.yaml").read_text(encoding="utf-8")))
+    inputs = pipeline["root"]["inputDefinitions"]["parameters"]
+
+    def amount(text: str) -> Decimal:
+        # Trainings' are inputs of the pipeline.
+        named = re.fullmatch(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}", text)
+        return parse_quantity(inputs[named[1]]["defaultValue"] if named else text)
+
+    for name, executor in pipeline["deploymentSpec"]["executors"].items():
+        resources = executor["container"]["resources"]
+        for kind, key in (("cpu", "resourceCpu"), ("memory", "resourceMemory")):
+            request, most = amount(resources[f"{key}Request"]), parse_quantity(limits["max"][kind])
+            # What Kubernetes takes where there is no default either.
+            default = parse_quantity(limits["default"].get(kind, limits["max"][kind]))
+            limit = amount(resources[f"{key}Limit"]) if f"{key}Limit" in resources else default
+            assert request <= limit <= most, f"{name}: {kind} {request} of {limit}"
+            assert request <= parse_quantity(quota["spec"]["hard"][f"requests.{kind}"]), name
 
 
 def test_overlays_carry_their_template(dev: list[Object], prod: list[Object], project: Path):
