@@ -474,7 +474,8 @@ class Launcher:
                 self._say(text)
                 unchanged = 0
             said = text
-            what, error = outcome(status, queued=bool(self.request.queue))
+            # Its own label, for the template may bring one; and a job that was there already has the one it was made with.
+            what, error = outcome(status, queued=QUEUE_LABEL in (found["metadata"].get("labels") or {}))
             head_there = self._follow_log(status)
             if what == "succeeded":
                 return

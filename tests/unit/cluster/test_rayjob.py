@@ -64,9 +64,9 @@ def api() -> Iterator[KubeApi]:
         yield api
 
 
-def run(api: KubeApi, **changes: Any) -> None:
+def run(api: KubeApi, *, template: Path = TEMPLATE, **changes: Any) -> None:
     wanted, time = request(**changes), PlayedTime()
-    job = build(load_template(TEMPLATE), wanted)
+    job = build(load_template(template), wanted)
     Launcher(rayjob.connect(api.host), wanted, job, clock=Clock(time.now, time.sleep), seed=0).run()
 
 
@@ -277,6 +277,17 @@ def test_a_job_in_a_queue_may_be_suspended_and_run_again(api: KubeApi) -> None:
     api.statuses = [suspended]
     with pytest.raises(rayjob.NeverStarted):
         run(api, queue="gpu")
+    assert api.deleted
+
+
+def test_a_queue_that_the_template_names_may_suspend_too(api: KubeApi, project: Path) -> None:
+    suspended = {"jobDeploymentStatus": "Suspended"}
+    api.statuses = [suspended, RUNNING, suspended, RUNNING, SUCCEEDED]
+    run(api, template=project / "k8s/overlays/prod/rayjob.yaml")
+    assert api.deleted
+    api.statuses = [suspended]
+    with pytest.raises(rayjob.JobSuspended):
+        run(api, template=project / "k8s/base/rayjob.yaml")
     assert api.deleted
 
 
