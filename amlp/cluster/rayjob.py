@@ -73,7 +73,7 @@ class JobSuspended(RayJobError):
 
 
 class NeverStarted(RayJobError):
-    """The job did not run within the pre-running deadline: no GPU came, an image does not load, or a queue is full."""
+    """The job did not run within the pre-running deadline: no GPU came, or an image does not load."""
 
     exit_code = 14
 
@@ -118,9 +118,9 @@ class Interrupted(RayJobError):
 class Deadlines:
     """How long to wait for what, in seconds."""
 
-    # From the start to the end.
+    # From the start to the end, time in a queue included.
     total: float = 24 * 3600
-    # From submission, a retry or a suspension to the first step of the job.
+    # From submission, a retry or the end of a suspension to the first step of the job.
     pre_running: float = 1800
     # A job that says Running without a head.
     head_lost: float = 180
@@ -263,7 +263,8 @@ def outcome(status: Mapping[str, Any], *, queued: bool) -> tuple[str, type[RayJo
         queued: whether Kueue decides when it runs.
 
     Returns:
-        `succeeded`; `failed` and the error to raise; `running`; or `waiting`, for all before the job's first step.
+        `succeeded`; `failed` and the error to raise; `running`; `queued`, where Kueue holds the job back; or `waiting`,
+        for all else before the job's first step.
     """
     deployment, job = status.get("jobDeploymentStatus") or "", status.get("jobStatus") or ""
     reason = status.get("reason") or ""
@@ -280,8 +281,8 @@ def outcome(status: Mapping[str, Any], *, queued: bool) -> tuple[str, type[RayJo
             "JobStatusCheckTimeoutExceeded": HeadLost,
         }
         return "failed", by_reason.get(reason, JobStopped if job == "STOPPED" else JobFailed)
-    if deployment in ("Suspending", "Suspended") and not queued:
-        return "failed", JobSuspended
+    if deployment in ("Suspending", "Suspended"):
+        return ("queued", None) if queued else ("failed", JobSuspended)
     # KubeRay says Running from the submission on; the job itself may still wait for a place.
     if deployment == "Running" and job not in ("", "PENDING"):
         return "running", None
@@ -474,7 +475,7 @@ class Launcher:
                 self._say(text)
                 unchanged = 0
             said = text
-            # Its own label, for the template may bring one; and a job that was there already has the one it was made with.
+            # By its own label: the template may bring one, and a job that was there already has what it was made with.
             what, error = outcome(status, queued=QUEUE_LABEL in (found["metadata"].get("labels") or {}))
             head_there = self._follow_log(status)
             if what == "succeeded":
@@ -482,13 +483,14 @@ class Launcher:
             if error:
                 raise error(self._with_tail(text))
             now = self.clock.now()
-            if what == "running":
+            if what in ("running", "queued"):
+                # A queue may be long; the time in it counts for the total alone.
                 waiting = now
             elif now - waiting >= deadlines.pre_running:
                 raise NeverStarted(
                     self._with_tail(
                         f"does not run after {now - waiting:.0f} s ({text}); no node with the GPUs asked for, an image "
-                        "that can't be pulled, a full quota or queue are the usual reasons: "
+                        "that can't be pulled or a full quota are the usual reasons: "
                         f"kubectl -n {self.request.namespace} get events"
                     )
                 )

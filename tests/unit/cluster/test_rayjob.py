@@ -64,10 +64,12 @@ def api() -> Iterator[KubeApi]:
         yield api
 
 
-def run(api: KubeApi, *, template: Path = TEMPLATE, **changes: Any) -> None:
+def run(api: KubeApi, *, template: Path = TEMPLATE, **changes: Any) -> float:
+    """Run the launcher; returns the seconds that it took for it."""
     wanted, time = request(**changes), PlayedTime()
     job = build(load_template(template), wanted)
     Launcher(rayjob.connect(api.host), wanted, job, clock=Clock(time.now, time.sleep), seed=0).run()
+    return time.seconds
 
 
 @given(run_id=st.text(), task=st.text(), other=st.text())
@@ -191,7 +193,7 @@ def test_every_status_has_one_meaning(deployment: str, job: str, reason: str, ex
 
 def test_a_queue_suspends_what_waits_its_turn() -> None:
     for deployment in ("Suspending", "Suspended"):
-        assert outcome({"jobDeploymentStatus": deployment}, queued=True) == ("waiting", None)
+        assert outcome({"jobDeploymentStatus": deployment}, queued=True) == ("queued", None)
 
 
 def test_every_outcome_has_an_exit_code_of_its_own() -> None:
@@ -274,8 +276,18 @@ def test_a_job_in_a_queue_may_be_suspended_and_run_again(api: KubeApi) -> None:
     api.statuses = [suspended, suspended, RUNNING, suspended, RUNNING, SUCCEEDED]
     run(api, queue="gpu")
     assert api.deleted
-    api.statuses = [suspended]
-    with pytest.raises(rayjob.NeverStarted):
+
+
+def test_time_in_a_queue_is_not_time_without_a_gpu(api: KubeApi) -> None:
+    held_back: list[Any] = [{"jobDeploymentStatus": "Suspended"}] * 80
+    api.statuses = [*held_back, INITIALIZING, INITIALIZING, RUNNING, *held_back, INITIALIZING, RUNNING, SUCCEEDED]
+    assert run(api, queue="gpu") > 2 * DEADLINES.pre_running
+    # Once let go, it has to start; and it does not wait for ever.
+    api.statuses = [*held_back, INITIALIZING]
+    with pytest.raises(rayjob.NeverStarted, match=r"does not run after 9\d\d s"):
+        run(api, queue="gpu")
+    api.statuses = held_back[:1]
+    with pytest.raises(rayjob.DeadlineExceeded, match=r"still Suspended after 72\d\d s"):
         run(api, queue="gpu")
     assert api.deleted
 
