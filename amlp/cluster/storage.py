@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -216,7 +217,8 @@ def check_storage(place: Path | str) -> None:
     Raises:
         StorageError: it can't; the message tells credentials, bucket and network apart.
     """
-    probe = f"{absolute(place)}/.check-{os.getpid()}"
+    # Not by process id: the first process of every container is number 1.
+    probe = f"{absolute(place)}/.check-{uuid.uuid4().hex}"
     if not is_remote(place):
         try:
             write(probe, b"amlp")
@@ -230,9 +232,14 @@ def check_storage(place: Path | str) -> None:
     with _explained(f"s3://{bucket}"):
         client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
     write(probe, b"amlp")
-    assert read(probe) == b"amlp", f"{probe}: reads something else than was written"
+    found = read(probe)
     with _explained(probe):
         client.delete_object(Bucket=bucket, Key=key)
+    if found != b"amlp":
+        raise StorageError(
+            f"{probe}: wrote b'amlp' and read {found!r}; the storage must give what was written last, "
+            f"check {endpoint() or 'AWS'} and what lies between."
+        )
 
 
 def _describe(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]], bytes]:
