@@ -1,4 +1,4 @@
-"""The first three stages as a pipeline, for tests of the stages' image: `python -m tests.three_stages ROOT < ARGUMENTS`.
+"""The first three stages as a pipeline, for tests of their image: `python -m tests.three_stages ROOT < ARGUMENTS`.
 
 In a process of its own: kfp.local keeps its settings in globals, and the image's name is read on import. The pipeline's
 annotations are read when it is defined: no `from __future__ import annotations` here.

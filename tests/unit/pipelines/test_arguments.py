@@ -130,7 +130,7 @@ def test_images_come_from_a_repository_and_not_from_a_folder_of_whoever_submits(
 
 
 def test_images_that_would_not_be_read_are_refused() -> None:
-    with pytest.raises(UserError, match=r"ingest\.source: phantom .*/images\.git; set `ingest\.source: busi`") as refused:
+    with pytest.raises(UserError, match=r"source: phantom .*/images\.git; set `ingest\.source: busi`") as refused:
         arguments(data=DataSource("https://user:word@example.org/images.git", "main", "busi"))
     assert "word@" not in str(refused.value)
 
