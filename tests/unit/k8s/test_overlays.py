@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.kubernetes_checks import CHECKS, containers, of_kind, references, templates
+from amlp.cluster.rayjob import JobRequest, build, load_template
+from tests.kubernetes_checks import CHECKS, containers, mounts, of_kind, pods, references, templates, writable
 from tests.kubernetes_objects import CRD, RAYJOB_SCHEMA, Object, check_schema, make_rayjob_schema
 
 # Where the template of prod may differ from the base's, which is the one that is explained.
@@ -213,6 +214,21 @@ def test_the_pipelines_tasks_fit_the_limits_of_the_namespace(project: Path):
             limit = amount(resources[f"{key}Limit"]) if f"{key}Limit" in resources else default
             assert request <= limit <= most, f"{name}: {kind} {request} of {limit}"
             assert request <= parse_quantity(quota["spec"]["hard"][f"requests.{kind}"]), name
+
+
+@pytest.mark.parametrize("path", ["k8s/base/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"])
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_rayjob_that_the_launcher_submits_fits_its_schema(project: Path, path: str, gpus: int):
+    pytest.importorskip("kubernetes_validate")
+    request = JobRequest(
+        run_id="2f6c8a", task="pretrain", image="registry.example.com/amlp/train:1", gpus=gpus, workers=4,
+        entrypoint=["python", "-m", "amlp.cluster.stage", "pretrain"], node_selector={"pool": "gpu"}, queue="amlp",
+        tolerations=[{"key": "spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}],
+    )  # fmt: skip
+    job = build(load_template(project / path), request)
+    check_schema(job)
+    assert job["metadata"]["name"] == request.name
+    assert [check.__name__ for check in (pods, writable, mounts) if check([job])] == []
 
 
 def test_overlays_carry_their_template(dev: list[Object], prod: list[Object], project: Path):
