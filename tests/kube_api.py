@@ -18,7 +18,7 @@ _RAYJOBS = re.compile(r"/apis/ray\.io/v1/namespaces/(?P<namespace>[^/]+)/rayjobs
 _LOG = re.compile(r"/api/v1/namespaces/[^/]+/pods/(?P<pod>[^/]+)/log$")
 _REASONS = {400: "BadRequest", 403: "Forbidden", 404: "NotFound", 409: "AlreadyExists", 422: "Invalid"}
 
-# A status, an HTTP error code, or "drop": the connection ends without an answer.
+# A status, an HTTP error code, "drop": the connection ends without an answer, or "hang": it stays open without one.
 Answer = dict[str, Any] | int | str
 
 
@@ -32,7 +32,8 @@ class KubeApi:
 
     statuses: list[Answer] = field(default_factory=list)
     creations: list[int | str] = field(default_factory=list)
-    deletions: list[int] = field(default_factory=list)
+    deletions: list[int | str] = field(default_factory=list)
+    # A log that hangs begins, and no more of it comes.
     logs: dict[str, str | int] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     # Called before each GET of a RayJob.
@@ -40,6 +41,8 @@ class KubeApi:
     requests: list[tuple[str, str]] = field(default_factory=list)
     created: list[dict[str, Any]] = field(default_factory=list)
     host: str = ""
+    # Ends what hangs.
+    over: threading.Event = field(default_factory=threading.Event)
 
     # How often a RayJob was asked for.
     polls: int = 0
@@ -73,7 +76,9 @@ def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
             self.answer(200, json.dumps(value).encode())
 
         def refuse(self, code: int | str) -> None:
-            if code == "drop":
+            if code == "hang":
+                api.over.wait()
+            if code in ("drop", "hang"):
                 self.close_connection = True
                 return
             assert isinstance(code, int)
@@ -88,7 +93,13 @@ def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
             api.requests.append((verb, self.path))
             if log := _LOG.match(path):
                 text = api.logs.get(log["pod"], 404)
-                if isinstance(text, int):
+                if text == "hang":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "100")
+                    self.end_headers()
+                    self.wfile.write(b"2026-01-01T00:00:01.000000000Z")
+                    self.refuse(text)
+                elif isinstance(text, int):
                     self.refuse(text)
                 else:
                     self.answer(200, text.encode(), "text/plain")
@@ -155,6 +166,7 @@ def kube_api() -> Iterator[KubeApi]:
     try:
         yield api
     finally:
+        api.over.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -126,6 +126,18 @@ class Deadlines:
     head_lost: float = 180
     # The API's errors in a row.
     api_outage: float = 300
+    # One request to the API that is accepted and not answered.
+    answer: float = 30
+
+    @property
+    def request(self) -> tuple[float, float]:
+        """To connect and to read: the client of Kubernetes takes no notice of a single number that is no int."""
+        return self.answer, self.answer
+
+    @property
+    def last_request(self) -> tuple[float, float]:
+        """Likewise, where Kubernetes soon kills this process."""
+        return min(5.0, self.answer), min(5.0, self.answer)
 
 
 @dataclass(frozen=True)
@@ -410,7 +422,7 @@ class Launcher:
                 self._request(
                     "create",
                     lambda: self.objects.create_namespaced_custom_object(
-                        **self.where, body=self.job, _request_timeout=30
+                        **self.where, body=self.job, _request_timeout=deadlines.request
                     ),
                     seconds=deadlines.api_outage,
                     passing=(404, 409),
@@ -451,7 +463,7 @@ class Launcher:
             found: dict[str, Any] = self._request(
                 "get",
                 lambda: self.objects.get_namespaced_custom_object(
-                    **self.where, name=self.request.name, _request_timeout=30
+                    **self.where, name=self.request.name, _request_timeout=self.request.deadlines.request
                 ),
                 seconds=self.request.deadlines.api_outage,
                 passing=(404,),
@@ -527,8 +539,11 @@ class Launcher:
         try:
             answer = self.core.read_namespaced_pod_log(
                 head, self.request.namespace, container=log_container(self.job), timestamps=True, tail_lines=1000,
-                _preload_content=False, _request_timeout=30, **({} if since is None else {"since_seconds": since}),
+                _preload_content=False, _request_timeout=self.request.deadlines.request,
+                **({} if since is None else {"since_seconds": since}),
             )  # fmt: skip
+            # Read here: the body can stop coming after the answer's first line.
+            read = answer.data.decode("utf-8", "replace")
         except ApiException as error:
             if error.status in (401, 403):
                 if not self._log_refused:
@@ -539,7 +554,7 @@ class Launcher:
         except (HTTPError, OSError):
             return True
         self._last_read = now
-        for line in answer.data.decode("utf-8", "replace").splitlines():
+        for line in read.splitlines():
             stamp, _, text = line.partition(" ")
             # Fixed width, so that text compares as time; the windows overlap.
             if stamp > self._last_line:
@@ -558,7 +573,8 @@ class Launcher:
             self._request(
                 "delete",
                 lambda: self.objects.delete_namespaced_custom_object(
-                    **self.where, name=self.request.name, propagation_policy="Background", _request_timeout=10
+                    **self.where, name=self.request.name, propagation_policy="Background",
+                    _request_timeout=self.request.deadlines.last_request,
                 ),
                 # Kubernetes kills this pod 30 s after it asked.
                 seconds=20,

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,34 @@ def test_trouble_that_passes_is_borne(api: KubeApi) -> None:
     api.deletions = [500, 503]
     run(api)
     assert api.deleted
+
+
+# Of a request that hangs: the only time here that passes for real.
+HASTY = replace(DEADLINES, answer=0.1)
+
+
+def test_requests_that_are_not_answered_are_given_up_and_repeated(api: KubeApi) -> None:
+    api.creations, api.deletions = ["hang"], ["hang"]
+    api.statuses = ["hang", RUNNING, "hang", SUCCEEDED]
+    run(api, deadlines=HASTY)
+    assert api.deleted and (api.verbs("POST"), api.verbs("DELETE")) == (2, 2)
+
+
+def test_an_api_that_does_not_answer_any_more_ends_the_wait(api: KubeApi) -> None:
+    api.statuses = [RUNNING, "hang"]
+    with pytest.raises(rayjob.ApiUnavailable, match=r"unavailable for 2\d\d s: .*[Tt]imed? ?out"):
+        run(api, deadlines=HASTY)
+    assert api.deleted
+
+
+def test_a_log_that_stops_coming_does_not_end_a_job_that_runs(
+    api: KubeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, api.logs["head-1"] = api.logs["head-1"], "hang"
+    api.statuses = [RUNNING, RUNNING, RUNNING, SUCCEEDED]
+    api.before_get = lambda: api.logs.update({"head-1": text}) if api.polls == 3 else None
+    run(api, deadlines=HASTY)
+    assert api.deleted and capsys.readouterr().out.count("| step 2") == 1
 
 
 def test_a_job_in_a_queue_may_be_suspended_and_run_again(api: KubeApi) -> None:
