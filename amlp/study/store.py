@@ -43,7 +43,9 @@ class Made:
     def now(cls, shards: Path) -> Made:
         """Take the digests of this code and these shards."""
         training, train = code_digest(), data_digest(shards)
-        scoring = sorted((Path(amlp.__file__).parent / "evaluation").glob("*.py"))
+        package = Path(amlp.__file__).parent
+        # Scores are of images and masks at their native size.
+        scoring = [package / "data" / "images.py", *sorted((package / "evaluation").glob("*.py"))]
         scored = sorted(shards.glob("test-*.npy"))
         return cls(
             code={
