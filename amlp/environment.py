@@ -16,6 +16,8 @@ QUIET = {
 
 # Set in a pipeline's tasks: the run's id, and the address under which people open its pages.
 PIPELINE_RUN, PIPELINE_PAGES = "AMLP_PIPELINE_RUN", "AMLP_PIPELINE_PAGES"
+# Set in a task that launches a RayJob: its own pod.
+POD_NAME, POD_UID = "AMLP_POD_NAME", "AMLP_POD_UID"
 
 
 def quiet() -> None:

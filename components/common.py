@@ -48,33 +48,34 @@ def link_outputs(root: str, outputs: dict[str, str]) -> None:
         link.symlink_to(Path(path).absolute())
 
 
-def train(name: str, params: str, cluster: str, pod: str, shards: str, encoder: str, out: str) -> None:
-    """Run a training stage where `cluster` says.
+def train(name: str, params: str, gpus: str, shards: str, encoder: str, out: str) -> None:
+    """Run a training stage where the task's settings say.
 
     Args:
         name: of the stage.
         params: JSON.
-        cluster: JSON of `amlp.cluster.training.ClusterParams`.
-        pod: JSON of what the task's pod was given: cpu, memory, gpus.
+        gpus: of the task's pod, or of each worker of its Ray cluster.
         shards: folder.
         encoder: folder; empty for stages that take none.
         out: folder to write.
     """
     import json
+    import os
     from pathlib import Path
 
-    from amlp.cluster.training import ClusterParams, run_training
+    from amlp.cluster.training import SETTINGS, ClusterParams, run_training
     from amlp.environment import quiet
     from amlp.params import parse_params, parse_section
 
     quiet()
-    print(f"This pod: {pod}")
+    settings = json.loads(os.environ.get(SETTINGS, "{}"))
+    cluster = parse_section(ClusterParams, {**settings, "gpus": int(gpus)}, SETTINGS)
     run_training(
         stage=name,
         params=parse_params(json.loads(params), "params"),
-        cluster=parse_section(ClusterParams, json.loads(cluster), "cluster"),
+        cluster=cluster,
         shards=Path(shards),
         encoder=Path(encoder) if encoder else None,
         out=Path(out),
-        pod_gpus=int(json.loads(pod)["gpus"]),
+        pod_gpus=cluster.gpus,
     )

@@ -12,8 +12,7 @@ from components.common import log_figures, stage, train
 @stage(additional_funcs=[log_figures, train])
 def finetune(
     params: str,
-    cluster: str,
-    pod: str,
+    gpus: str,
     shards: Input[Dataset],
     encoder: Input[Model],
     segmenter: Output[Model],
@@ -22,18 +21,16 @@ def finetune(
     """Train the segmenter on labelled images, from the pre-trained encoder.
 
     Args:
-        cluster: JSON of `amlp.cluster.training.ClusterParams`.
-        pod: JSON of what this task's pod was given.
+        gpus: of this task's pod, or of each worker of its Ray cluster.
     """
-    train("finetune", params, cluster, pod, shards.path, encoder.path, segmenter.path)
+    train("finetune", params, gpus, shards.path, encoder.path, segmenter.path)
     log_figures(metrics, segmenter.path)
 
 
 @stage(additional_funcs=[log_figures, train])
 def scratch(
     params: str,
-    cluster: str,
-    pod: str,
+    gpus: str,
     shards: Input[Dataset],
     segmenter: Output[Model],
     metrics: Output[Metrics],
@@ -41,8 +38,7 @@ def scratch(
     """Train the segmenter from random weights, for comparison.
 
     Args:
-        cluster: JSON of `amlp.cluster.training.ClusterParams`.
-        pod: JSON of what this task's pod was given.
+        gpus: of this task's pod, or of each worker of its Ray cluster.
     """
-    train("scratch", params, cluster, pod, shards.path, "", segmenter.path)
+    train("scratch", params, gpus, shards.path, "", segmenter.path)
     log_figures(metrics, segmenter.path)

@@ -1,4 +1,4 @@
-"""Components of the gate: one judges the candidate, the other makes it the champion."""
+"""Components of the gate: what the candidate has to beat, whether it does, and its promotion."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,24 @@ from components.common import stage
 
 
 @stage
+def find_reference(registration: Input[Artifact]) -> str:
+    """Find the version that the candidate has to beat, for the gate's cache to know it; empty without a champion."""
+    from pathlib import Path
+
+    from amlp.environment import quiet
+    from amlp.files import read_json
+    from amlp.registry.promotion import find_reference
+
+    quiet()
+    found = find_reference(registration=read_json(Path(registration.path)))
+    print(f"The candidate has to beat {f'version {found}' if found else 'the model from scratch'}.")
+    return found
+
+
+@stage
 def gate(
     params: str,
+    reference: str,
     cases: Input[Dataset],
     shards: Input[Dataset],
     segmenter: Input[Model],
@@ -21,6 +37,7 @@ def gate(
 
     Args:
         params: JSON of all parameters.
+        reference: version of the champion; empty without one.
     """
     import json
     from pathlib import Path
@@ -39,16 +56,20 @@ def gate(
     found = judge_candidate(
         params=parse_params(json.loads(params), "params").gate,
         registration=registered,
+        version=reference,
         ingest=Path(cases.path),
         shards=Path(shards.path),
         segmenter=Path(segmenter.path),
         scratch=Path(scratch.path),
     )
     record = found.as_dict()
-    record_decision(record=record, registration=registered)
+    record_decision(record=record, registration=registered, version=reference)
     write_json(Path(decision.path), record)
     decision.metadata.update(outcome=found.outcome, reason=found.reason, explanation=found.explanation)
     print(f"{found.outcome} ({found.reason}): {found.explanation}")
+    if found.reason == "unreadable_model":
+        # Recorded, and not for the cache: storage that does not answer looks the same, and may answer tomorrow.
+        raise SystemExit(1)
     return Outcome(found.outcome)
 
 

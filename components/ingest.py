@@ -23,8 +23,10 @@ def ingest(params: str, data_uri: str, data_md5: str, git_commit: str, cases: Ou
     from amlp.data.versions import fetch_version
     from amlp.environment import quiet
     from amlp.params import parse_params
+    from amlp.registry.lineage import check_code
 
     quiet()
+    check_code(git_commit)
     settings = parse_params(json.loads(params), "ingest_params")
     source = settings.ingest
     with tempfile.TemporaryDirectory() as temporary:

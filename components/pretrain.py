@@ -8,8 +8,7 @@ from components.common import log_figures, stage, train
 @stage(additional_funcs=[log_figures, train])
 def pretrain(
     params: str,
-    cluster: str,
-    pod: str,
+    gpus: str,
     shards: Input[Dataset],
     encoder: Output[Model],
     metrics: Output[Metrics],
@@ -18,14 +17,13 @@ def pretrain(
     """Pre-train the encoder without labels.
 
     Args:
-        cluster: JSON of `amlp.cluster.training.ClusterParams`.
-        pod: JSON of what this task's pod was given.
+        gpus: of this task's pod, or of each worker of its Ray cluster.
     """
     from pathlib import Path
 
     from amlp.gallery import write_gallery
 
-    train("pretrain", params, cluster, pod, shards.path, "", encoder.path)
+    train("pretrain", params, gpus, shards.path, "", encoder.path)
     log_figures(metrics, encoder.path)
     pictures = Path(encoder.path, "pictures")
     captions = {"reconstructions": "Reconstructions", "masks": "Masks over the epochs", "scores": "Lesion scores"}

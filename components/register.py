@@ -34,11 +34,13 @@ def register(
 
     from amlp.environment import quiet
     from amlp.params import parse_params
+    from amlp.registry.lineage import check_code
     from amlp.registry.links import write_links
     from amlp.registry.register import register
 
     quiet()
-    # An image holds no repository that could be asked.
+    check_code(git_commit)
+    # Nothing here could be asked where no image says it.
     os.environ["AMLP_GIT_COMMIT"] = git_commit
     settings = parse_params(json.loads(params), "params")
     with tempfile.TemporaryDirectory() as root:

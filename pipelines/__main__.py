@@ -10,10 +10,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amlp.environment import quiet
 from amlp.errors import UserError
+
+if TYPE_CHECKING:
+    from amlp.cluster.training import ClusterParams
 
 # Where Kubeflow's API wants a token, it is read from here: a command line can be seen by others.
 TOKEN_VARIABLE = "AMLP_KUBEFLOW_TOKEN"
@@ -32,11 +35,12 @@ def _compile(args: argparse.Namespace) -> int:
     return 0
 
 
-def _arguments(args: argparse.Namespace, *, follow: bool = False) -> dict[str, Any]:
+def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[str, Any], ClusterParams, bool]:
+    """Return a run's arguments, where its trainings run, and whether the cache may be used."""
     from amlp.cluster.training import ClusterParams
     from amlp.data.versions import resolve_version
     from amlp.params import load_params, parse_params, parse_section
-    from amlp.registry.lineage import code_version
+    from amlp.registry.lineage import COMMIT_VARIABLE, code_version
     from pipelines.arguments import DataSource, pipeline_arguments
 
     params = load_params(args.params)
@@ -69,11 +73,18 @@ def _arguments(args: argparse.Namespace, *, follow: bool = False) -> dict[str, A
         print(f"Data: {data.path} at commit {found.commit}, {found.md5}")
         data = data if follow else DataSource(data.repo, found.commit, data.path)
     commit, dirty = code_version(Path.cwd())
+    if dirty is None:
+        raise UserError(
+            "This is no git repository, so nobody would know what code ran: submit from the clone that the images were "
+            f"built from, or set {COMMIT_VARIABLE} to its commit."
+        )
     if dirty:
-        print("Files differ from the commit: the run is marked as dirty.", file=sys.stderr)
-    return pipeline_arguments(
+        # The next change would have the same name.
+        print("Files differ from the commit: the run is marked as dirty, and goes without the cache.", file=sys.stderr)
+    arguments = pipeline_arguments(
         params, git_commit=f"{commit}-dirty" if dirty else commit, data=data, cluster=cluster, share=args.share
     )
+    return arguments, cluster, not (dirty or args.no_cache)
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
@@ -131,17 +142,16 @@ def _body(error: Any) -> str:
 def _submit(args: argparse.Namespace) -> int:
     from pipelines.compile import write_pipeline
 
-    arguments = _arguments(args)
+    arguments, cluster, cached = _arguments(args)
     with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as client:
         package = Path(folder, "training.yaml")
-        write_pipeline(package)
+        write_pipeline(package, cluster=cluster, cached=cached)
         run = client.create_run_from_pipeline_package(
             str(package),
             arguments=arguments,
             run_name=args.name,
             experiment_name=args.experiment,
             namespace=args.namespace,
-            enable_caching=False if args.no_cache else None,
             service_account=args.service_account,
         )
         print(f"Run {run.run_id}")
@@ -151,10 +161,10 @@ def _submit(args: argparse.Namespace) -> int:
 def _schedule(args: argparse.Namespace) -> int:
     from pipelines.compile import write_pipeline
 
-    arguments = _arguments(args, follow=True)
+    arguments, cluster, cached = _arguments(args, follow=True)
     with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as client:
         package = Path(folder, "training.yaml")
-        write_pipeline(package, follow_data=True)
+        write_pipeline(package, cluster=cluster, follow_data=True, cached=cached)
         experiment = client.create_experiment(args.experiment, namespace=args.namespace)
         made = client.create_recurring_run(
             experiment.experiment_id,
@@ -165,7 +175,6 @@ def _schedule(args: argparse.Namespace) -> int:
             no_catchup=True,
             params=arguments,
             pipeline_package_path=str(package),
-            enable_caching=False if args.no_cache else None,
             service_account=args.service_account,
         )
     print(f"Schedule {made.recurring_run_id}: {args.cron}")

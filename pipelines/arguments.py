@@ -24,8 +24,6 @@ KEYS = {
     "evaluate_params": ("seed", "evaluate"),
 }
 _SQLITE = "sqlite:///"
-# What a task needs that launches a Ray cluster and waits.
-_LAUNCHER_CPU, _LAUNCHER_MEMORY = "1", "4Gi"
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,11 @@ def pipeline_arguments(
         "data_repo": data.repo,
         "data_rev": data.rev,
         "data_path": data.path,
-        "cluster": _text(cluster.model_dump()),
         "share": share,
-        "gpus": "0" if on_ray else str(cluster.gpus),
+        "gpus": str(cluster.gpus),
+        # A Ray cluster's are compiled into the pipeline, with its queue and deadlines.
         "node_selector": {} if on_ray else cluster.node_selector,
         "tolerations": [] if on_ray else cluster.tolerations,
-        **({"training_cpu": _LAUNCHER_CPU, "training_memory": _LAUNCHER_MEMORY} if on_ray else {}),
     }
 
 

@@ -31,6 +31,8 @@ from pipelines.arguments import DataSource, pipeline_arguments
 from pipelines.servers import MlflowServer, S3Server, mlflow_server, postgres, seaweedfs
 
 PROJECT = Path(__file__).parents[1]
+# What can change while images, parameters and code stay: who is champion, and how a run ends.
+NEVER_CACHED = {"find-reference", "record-outcome"}
 # kfp.local keeps its settings in globals, so each run gets a process.
 _RUN = """
 import json, sys, warnings
@@ -236,12 +238,10 @@ def _run(folder: Path, params: Params, images: Path | None) -> bool:
         _show(f"Pipeline, third run: one pixel of {changed.relative_to(data)} has changed")
         _, third = run(repository.commit("data"))
 
-    # It says how each run ended, so it is never taken from the cache.
-    last = {"record-outcome"}
-    everything = {*kfp_stages(), "pull-data", "gate", *last}
+    everything = {*kfp_stages(), "pull-data", "gate", *NEVER_CACHED}
     checks = {
         "the first run executed every task": as_decided(tasks) == everything,
-        "the second executed nothing but the record of its end": set(again) == last,
+        "the second executed nothing but the look for a champion and the record of its end": set(again) == NEVER_CACHED,
         "the third executed every task": as_decided(third) == everything,
         "the figures are those of `dvc repro`": same,
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from amlp.environment import PIPELINE_PAGES, PIPELINE_RUN
+from amlp.environment import PIPELINE_PAGES, PIPELINE_RUN, POD_NAME, POD_UID
 
 # The images' user, for Pod Security `restricted`.
 _USER = 10001
@@ -40,9 +40,8 @@ class Pod:
         retries: of a pod that failed; a training goes on from its last checkpoint.
     """
 
-    # str, or a pipeline's input.
-    cpu: Any = "1"
-    memory: Any = "2Gi"
+    cpu: str = "1"
+    memory: str = "2Gi"
     hours: float = 1.0
     retries: int = 2
 
@@ -67,7 +66,7 @@ def on_gpu(task: dsl.PipelineTask, *, gpus: Any, node_selector: Any, tolerations
 
     Args:
         task: of a training.
-        gpus: how many; "0" for none, such as where a RayJob has them.
+        gpus: how many; "0" for none.
         node_selector: dict of node labels.
         tolerations: list of taints that it bears, as Kubernetes writes them.
     """
@@ -76,6 +75,12 @@ def on_gpu(task: dsl.PipelineTask, *, gpus: Any, node_selector: Any, tolerations
     kubernetes.add_toleration_json(task, tolerations)
     # The container's own 64 MiB kill PyTorch's loaders with a bus error.
     kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="8Gi")
-    # The template that the launcher of RayJobs fills in.
+    return task
+
+
+def launches(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Let a task launch a RayJob: from the template in the namespace, as the property of the task's pod."""
     kubernetes.use_config_map_as_volume(task, "amlp-rayjob", "/etc/amlp", optional=True)
+    kubernetes.use_field_path_as_env(task, POD_NAME, "metadata.name")
+    kubernetes.use_field_path_as_env(task, POD_UID, "metadata.uid")
     return task

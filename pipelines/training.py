@@ -4,11 +4,14 @@ and to a champion if the gate says so.
 The pipeline's annotations are read when it is defined: no `from __future__ import annotations` here.
 """
 
+from typing import Any
+
 from kfp import dsl
 
+from amlp.cluster.training import SETTINGS, ClusterParams
 from components.evaluate import evaluate
 from components.finetune import finetune, scratch
-from components.gate import gate, promote
+from components.gate import find_reference, gate, promote
 from components.ingest import ingest
 from components.preprocess import preprocess
 from components.pretrain import pretrain
@@ -17,7 +20,7 @@ from components.record_outcome import record_outcome
 from components.register import register
 from components.report import report
 from components.validate import validate
-from pipelines.pods import Pod, on_gpu, place
+from pipelines.pods import Pod, launches, on_gpu, place
 
 _PODS = {
     "ingest": Pod(cpu="2", memory="8Gi", hours=6),
@@ -30,90 +33,126 @@ _PODS = {
 }
 
 
-@dsl.pipeline(name="amlp-training")
-def training(
-    ingest_params: str,
-    validate_params: str,
-    preprocess_params: str,
-    pretrain_params: str,
-    finetune_params: str,
-    evaluate_params: str,
-    params: str,
-    git_commit: str,
-    data_repo: str = "",
-    data_rev: str = "",
-    data_path: str = "",
-    cluster: str = "{}",
-    share: str = "",
-    training_cpu: str = "4",
-    training_memory: str = "24Gi",
-    gpus: str = "0",
-    node_selector: dict = {},  # noqa: B006 - Kubeflow reads the default
-    tolerations: list = [],  # noqa: B006
-) -> None:
-    """Pre-train, fine-tune, evaluate and register a lesion segmenter, and make it the champion if it may be.
+def training_pipeline(cluster: ClusterParams | None = None, *, follow_data: bool = False, cached: bool = True) -> Any:
+    """Return the training pipeline for one kind of cluster.
+
+    What `cluster` says is fixed when the pipeline is compiled, and becomes part of its tasks and not of their inputs:
+    a longer deadline, another queue or node pool must not make finished trainings new to the cache.
 
     Args:
-        ingest_params: JSON of the parameters of stage ingest; `pipeline_arguments` makes this and the next ones.
-        validate_params: JSON of the parameters of stage validate.
-        preprocess_params: JSON of the parameters of stage preprocess.
-        pretrain_params: JSON of the parameters of stage pretrain.
-        finetune_params: JSON of the parameters of the stages finetune and scratch.
-        evaluate_params: JSON of the parameters of stage evaluate.
-        params: JSON of all parameters, for the stages register and report.
-        git_commit: of the code, so that other code runs anew; with "-dirty" behind it when files differ from it.
-        data_repo: git address of the DVC repository that holds the images; empty for generated ones.
-        data_rev: its commit; a branch where a schedule looks anew each time.
-        data_path: folder of the images in it.
-        cluster: JSON of `amlp.cluster.training.ClusterParams`: where trainings run, and on what.
-        share: s3://bucket/prefix that gets the report too; empty for nowhere.
-        training_cpu: of a training's own pod; little where a Ray cluster trains, as the next ones.
-        training_memory: likewise.
-        gpus: likewise.
-        node_selector: labels of the nodes for such a pod.
-        tolerations: taints of nodes that such a pod bears.
+        cluster: where trainings run, and on what.
+        follow_data: look the data's version up in every run, for a schedule that follows a branch.
+        cached: whether tasks may be taken from the cache. The client's own switch reaches no task within the exit
+            handler's group.
     """
-    last = place(record_outcome(params=params, data_rev=data_rev, git_commit=git_commit), Pod())
-    # It says how this run ended, whatever an earlier one did.
-    last.set_caching_options(False)
-    with dsl.ExitHandler(last, name="training"):
-        data = place(pull_data(repo=data_repo, rev=data_rev, path=data_path), Pod())
-        uri, md5 = data.outputs["uri"], data.outputs["md5"]
-        ingested = ingest(params=ingest_params, data_uri=uri, data_md5=md5, git_commit=git_commit)
-        cases = ingested.outputs["cases"]
-        validation = validate(params=validate_params, cases=cases)
-        validated = validation.outputs["validated"]
-        packed = preprocess(params=preprocess_params, cases=cases, validated=validated)
-        shards = packed.outputs["shards"]
+    cluster = cluster or ClusterParams()
+    # GPUs are an input: a model trained on one is another than a model trained without.
+    settings = cluster.model_dump_json(exclude={"gpus"})
 
-        # Also an argument, for kfp 2.17 does not hand inputs into a group that only its tasks' resources name.
-        pod = f'{{"cpu": "{training_cpu}", "memory": "{training_memory}", "gpus": "{gpus}"}}'
-        where = {"cluster": cluster, "pod": pod}
-        pretraining = pretrain(params=pretrain_params, shards=shards, **where)
-        encoder = pretraining.outputs["encoder"]
-        finetuned = finetune(params=finetune_params, shards=shards, encoder=encoder, **where)
-        compared = scratch(params=finetune_params, shards=shards, **where)
-        for task in (pretraining, finetuned, compared):
-            # Longer than a Ray cluster may take, so that it is the launcher that ends it and tells why.
-            place(task, Pod(cpu=training_cpu, memory=training_memory, hours=30))
-            on_gpu(task, gpus=gpus, node_selector=node_selector, tolerations=tolerations)
-        models = {"segmenter": finetuned.outputs["segmenter"], "scratch": compared.outputs["segmenter"]}
-        evaluated = evaluate(params=evaluate_params, cases=cases, shards=shards, **models)
+    def put(task: dsl.PipelineTask, pod: Pod) -> dsl.PipelineTask:
+        if not cached:
+            task.set_caching_options(False)
+        return place(task, pod)
 
-        found = {"validated": validated, "shards": shards, "encoder": encoder, **models}
-        found["evaluation"] = evaluated.outputs["evaluation"]
-        registered = register(
-            params=params,
-            data_uri=uri,
-            data_md5=md5,
-            git_commit=git_commit,
-            cases=cases,
-            **found,
-        )
-        reported = report(params=params, share=share, registration=registered.outputs["registration"], **found)
-        registration = registered.outputs["registration"]
-        judged = gate(params=params, cases=cases, shards=shards, registration=registration, **models)
-        for task in (ingested, validation, packed, evaluated, registered, reported, judged):
-            place(task, _PODS[task.name])
-        with dsl.If(judged.outputs["outcome"] == "promote", name="promote"):
-            place(promote(decision=judged.outputs["decision"], registration=registration), Pod())
+    @dsl.pipeline(name="amlp-training")
+    def training(
+        ingest_params: str,
+        validate_params: str,
+        preprocess_params: str,
+        pretrain_params: str,
+        finetune_params: str,
+        evaluate_params: str,
+        params: str,
+        git_commit: str,
+        data_repo: str = "",
+        data_rev: str = "",
+        data_path: str = "",
+        share: str = "",
+        gpus: str = "0",
+        node_selector: dict = {},  # noqa: B006 - Kubeflow reads the default
+        tolerations: list = [],  # noqa: B006
+    ) -> None:
+        """Pre-train, fine-tune, evaluate and register a lesion segmenter, and make it the champion if it may be.
+
+        Args:
+            ingest_params: JSON of the parameters of stage ingest; `pipeline_arguments` makes this and the next ones.
+            validate_params: JSON of the parameters of stage validate.
+            preprocess_params: JSON of the parameters of stage preprocess.
+            pretrain_params: JSON of the parameters of stage pretrain.
+            finetune_params: JSON of the parameters of the stages finetune and scratch.
+            evaluate_params: JSON of the parameters of stage evaluate.
+            params: JSON of all parameters, for the stages register and report.
+            git_commit: of the code, so that other code runs anew; with "-dirty" behind it when files differ from it.
+            data_repo: git address of the DVC repository that holds the images; empty for generated ones.
+            data_rev: its commit; a branch where a schedule looks anew each time.
+            data_path: folder of the images in it.
+            share: s3://bucket/prefix that gets the report too; empty for nowhere.
+            gpus: of a training's pod, or of each worker of its Ray cluster.
+            node_selector: labels of the nodes for a training's pod.
+            tolerations: taints of nodes that such a pod bears.
+        """
+        last = put(record_outcome(params=params, data_rev=data_rev, git_commit=git_commit), Pod())
+        # It says how this run ended, whatever an earlier one did.
+        last.set_caching_options(False)
+        with dsl.ExitHandler(last, name="training"):
+            data = put(pull_data(repo=data_repo, rev=data_rev, path=data_path), Pod())
+            if follow_data:
+                # The cache would take the branch's name for the data.
+                data.set_caching_options(False)
+            uri, md5 = data.outputs["uri"], data.outputs["md5"]
+            ingested = ingest(params=ingest_params, data_uri=uri, data_md5=md5, git_commit=git_commit)
+            cases = ingested.outputs["cases"]
+            validation = validate(params=validate_params, cases=cases)
+            validated = validation.outputs["validated"]
+            packed = preprocess(params=preprocess_params, cases=cases, validated=validated)
+            shards = packed.outputs["shards"]
+
+            pretraining = pretrain(params=pretrain_params, gpus=gpus, shards=shards)
+            encoder = pretraining.outputs["encoder"]
+            finetuned = finetune(params=finetune_params, gpus=gpus, shards=shards, encoder=encoder)
+            compared = scratch(params=finetune_params, gpus=gpus, shards=shards)
+            for task in (pretraining, finetuned, compared):
+                put(task, _training_pod(cluster))
+                task.set_env_variable(SETTINGS, settings)
+                if cluster.launcher == "rayjob":
+                    launches(task)
+                else:
+                    on_gpu(task, gpus=gpus, node_selector=node_selector, tolerations=tolerations)
+            models = {"segmenter": finetuned.outputs["segmenter"], "scratch": compared.outputs["segmenter"]}
+            evaluated = evaluate(params=evaluate_params, cases=cases, shards=shards, **models)
+
+            found = {"validated": validated, "shards": shards, "encoder": encoder, **models}
+            found["evaluation"] = evaluated.outputs["evaluation"]
+            registered = register(
+                params=params,
+                data_uri=uri,
+                data_md5=md5,
+                git_commit=git_commit,
+                cases=cases,
+                **found,
+            )
+            reported = report(params=params, share=share, registration=registered.outputs["registration"], **found)
+            registration = registered.outputs["registration"]
+            champion = put(find_reference(registration=registration), Pod())
+            # Another champion since: the cache does not know of it.
+            champion.set_caching_options(False)
+            reference = champion.outputs["Output"]
+            judged = gate(
+                params=params, reference=reference, cases=cases, shards=shards, registration=registration, **models
+            )
+            for task in (ingested, validation, packed, evaluated, registered, reported, judged):
+                put(task, _PODS[task.name])
+            with dsl.If(judged.outputs["outcome"] == "promote", name="promote"):
+                put(promote(decision=judged.outputs["decision"], registration=registration), Pod())
+
+    return training
+
+
+def _training_pod(cluster: ClusterParams) -> Pod:
+    if cluster.launcher == "rayjob":
+        # Longer than the Ray cluster may take, so that it is the launcher that ends it and tells why.
+        return Pod(cpu="1", memory="4Gi", hours=cluster.deadline_hours + 1)
+    return Pod(cpu="4", memory="24Gi", hours=cluster.deadline_hours)
+
+
+training = training_pipeline()

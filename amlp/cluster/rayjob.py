@@ -573,7 +573,9 @@ class Launcher:
             self._request(
                 "delete",
                 lambda: self.objects.delete_namespaced_custom_object(
-                    **self.where, name=self.request.name, propagation_policy="Background",
+                    **self.where,
+                    name=self.request.name,
+                    propagation_policy="Background",
                     _request_timeout=self.request.deadlines.last_request,
                 ),
                 # Kubernetes kills this pod 30 s after it asked.

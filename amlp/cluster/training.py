@@ -13,12 +13,14 @@ from amlp.environment import PIPELINE_RUN
 from amlp.errors import UserError
 from amlp.params import Count, Params, PositiveFloat, Section
 
+# The variable that holds `ClusterParams` as JSON in a pipeline's training tasks.
+SETTINGS = "AMLP_CLUSTER"
 # Where a pod finds the namespace that it is in.
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class ClusterParams(Section):
-    """Where trainings run, and on what; one text for all training tasks of a pipeline run."""
+    """Where trainings run, and on what: the same for all of a pipeline, and nothing that changes their result."""
 
     # `pod`: in the task's pod; `rayjob`: on a Ray cluster that exists as long as the training.
     launcher: Literal["pod", "rayjob"] = "pod"

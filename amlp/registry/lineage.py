@@ -115,6 +115,23 @@ def code_version(root: Path) -> tuple[str, bool | None]:
     return "unknown", None
 
 
+def check_code(git_commit: str) -> None:
+    """Check that the image that runs here was built from a commit; anywhere else there is nothing to check.
+
+    Args:
+        git_commit: that is going to be recorded, with "-dirty" behind it where files differed from it.
+
+    Raises:
+        UserError: it was built from another.
+    """
+    stated = os.environ.get(COMMIT_VARIABLE)
+    if stated and stated != git_commit:
+        raise UserError(
+            f"The run was submitted from commit {git_commit}, and this image was built from {stated}. Submit from the "
+            "clone that the images were built from, or build and name images of that commit."
+        )
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     # No lock: looking at a repository must not get in the way of the user's own git commands.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]

@@ -22,10 +22,38 @@ if TYPE_CHECKING:
 
 PREVIOUS = "previous_champion"
 _WEIGHTS = "segmenter.pt"
+# Tag of a version: the champion's version that it was judged against; empty where there was none.
+_REFERENCE = "gate_reference_version"
+
+
+def find_reference(*, registration: Mapping[str, Any]) -> str:
+    """Return the version of the champion that the registered candidate has to beat; empty where there is none.
+
+    Where the candidate is the champion itself, that is what it was judged against on its way there: nothing is new.
+
+    Raises:
+        UserError: MLflow can't be reached.
+    """
+    entry = registration["segmenter"]
+    with connect(resolve_uri(registration["tracking_uri"], Path())) as client:
+        version = _aliased(client, entry["name"], CHAMPION)
+        if version is None:
+            return ""
+        if str(version.version) == str(entry["version"]):
+            # Without the tag nobody judged it: a person made it the champion.
+            return str(version.tags.get(_REFERENCE, version.version))
+        return str(version.version)
 
 
 def judge_candidate(
-    *, params: GateParams, registration: Mapping[str, Any], ingest: Path, shards: Path, segmenter: Path, scratch: Path
+    *,
+    params: GateParams,
+    registration: Mapping[str, Any],
+    version: str,
+    ingest: Path,
+    shards: Path,
+    segmenter: Path,
+    scratch: Path,
 ) -> Decision:
     """Score the registered candidate and the champion in one job on the test split, and decide.
 
@@ -34,6 +62,7 @@ def judge_candidate(
     Args:
         params: thresholds.
         registration: what `register` wrote.
+        version: of the champion, as `find_reference` finds it.
         ingest: folder of the native-size images and masks.
         shards: folder with the index of the splits.
         segmenter: folder of the candidate.
@@ -55,23 +84,23 @@ def judge_candidate(
     test = test[test["labelled"]].sort_values("case_id")
     job = uuid.uuid4().hex
     with connect(resolve_uri(registration["tracking_uri"], Path())) as client, tempfile.TemporaryDirectory() as folder:
-        version = _aliased(client, entry["name"], CHAMPION)
-        if version is None:
+        champion = client.get_model_version(entry["name"], version) if version else None
+        if champion is None:
             file = scratch / _WEIGHTS
             reference = Model("the model from scratch", sha256(file))
             recorded = registration["lineage"]["test_hash"]
         else:
-            reference = Model(f"{entry['name']} version {version.version}", version.tags["model_sha256"])
-            recorded = version.tags["test_hash"]
+            reference = Model(f"{entry['name']} version {version}", champion.tags["model_sha256"])
+            recorded = champion.tags["test_hash"]
         split = FrozenSplit(recorded, frozenset(test["case_id"]))
         try:
-            if version is not None:
-                file = _download(version, Path(folder))
+            if champion is not None:
+                file = _download(champion, Path(folder))
             predictors = {"challenger": Predictor.load(weights), "reference": Predictor.load(file)}
         except Exception as error:  # Whatever MLflow, its store or torch raises: nobody may be promoted past it.
             return refuse(
                 "unreadable_model", f"A model can't be loaded: {error}", challenger=challenger, reference=reference,
-                role="champion" if version else "baseline", split=split, params=params, job=job,
+                role="champion" if champion else "baseline", split=split, params=params, job=job,
             )  # fmt: skip
     cases, digest = score_cases({name: one.mask for name, one in predictors.items()}, test=test, ingest=ingest)
 
@@ -82,19 +111,20 @@ def judge_candidate(
     opponent = side(reference, "reference")
     return decide(
         challenger=side(challenger, "challenger"),
-        champion=opponent if version else None,
+        champion=opponent if champion else None,
         baseline=opponent,
         split=split,
         params=params,
     )
 
 
-def record_decision(*, record: Mapping[str, Any], registration: Mapping[str, Any]) -> None:
+def record_decision(*, record: Mapping[str, Any], registration: Mapping[str, Any], version: str) -> None:
     """Keep a decision with the candidate: `decision.json` on its run, the outcome as tags of the version.
 
     Args:
         record: `Decision.as_dict()`.
         registration: what `register` wrote.
+        version: what `judge_candidate` was given.
     """
     entry = registration["segmenter"]
     with connect(resolve_uri(registration["tracking_uri"], Path())) as client:
@@ -102,6 +132,7 @@ def record_decision(*, record: Mapping[str, Any], registration: Mapping[str, Any
         for key in ("outcome", "reason", "explanation"):
             client.set_model_version_tag(entry["name"], entry["version"], f"gate_{key}", record[key])
         client.set_model_version_tag(entry["name"], entry["version"], "gate_reference", record["reference"]["name"])
+        client.set_model_version_tag(entry["name"], entry["version"], _REFERENCE, version)
 
 
 def promote(*, record: Mapping[str, Any], registration: Mapping[str, Any]) -> None:
@@ -124,7 +155,7 @@ def promote(*, record: Mapping[str, Any], registration: Mapping[str, Any]) -> No
         if found != judged:
             raise UserError(
                 f"{name} was judged against {judged or 'the model from scratch'}, and the champion is now "
-                f"{found or 'none'}; run the gate again."
+                f"{found or 'none'}; submit the run again, and it is judged against that one."
             )
         if version:
             client.set_registered_model_alias(entry["name"], PREVIOUS, version.version)

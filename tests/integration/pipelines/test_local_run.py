@@ -20,11 +20,19 @@ from amlp.files import read_json
 from amlp.params import Params, load_params, parse_params
 from amlp.registry.lineage import folder_md5
 from pipelines.arguments import DataSource, pipeline_arguments
-from pipelines.local import DataRepository, LocalKubeflow, as_decided, change_a_pixel, kfp_stages, write_images
+from pipelines.local import (
+    NEVER_CACHED,
+    DataRepository,
+    LocalKubeflow,
+    as_decided,
+    change_a_pixel,
+    kfp_stages,
+    write_images,
+)
 from pipelines.servers import MlflowServer, S3Server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-EVERYTHING = {*kfp_stages(), "pull-data", "gate", "record-outcome"}
+EVERYTHING = {*kfp_stages(), "pull-data", "gate", *NEVER_CACHED}
 # One process for all stages, for importing torch takes longer than they do.
 RUN_STAGES = """
 import sys
@@ -191,16 +199,14 @@ def test_the_results_are_those_of_the_command(first: Run, commands: Path) -> Non
 
 def test_the_cache_knows_the_same_and_what_has_changed(first: Run, platform: Platform) -> None:
     """In one test, for the runs follow each other."""
-    # How a run ended is recorded for each.
-    last = {"record-outcome"}
-    assert set(platform.run(first.commit)[1]) == last
+    assert set(platform.run(first.commit)[1]) == NEVER_CACHED
 
     # The same images at another commit: only the look for them is new.
     note = platform.repository.folder / "README"
     note.write_text("what these images are", encoding="utf-8")
     later = platform.repository.commit("data/images")
     assert later != first.commit
-    assert set(platform.run(later)[1]) == {"pull-data"} | last
+    assert set(platform.run(later)[1]) == {"pull-data"} | NEVER_CACHED
 
     # Other bytes in the same place.
     change_a_pixel(platform.repository.folder / "data/images")

@@ -19,7 +19,7 @@ from amlp.files import read_json, write_json
 from amlp.models.checkpoint import save
 from amlp.params import Params, parse_params
 from amlp.registry.decision import Decision
-from amlp.registry.promotion import judge_candidate, promote, record_decision
+from amlp.registry.promotion import find_reference, judge_candidate, promote, record_decision
 from amlp.registry.register import register
 from tests.stage_outputs import write_stage_outputs
 
@@ -60,16 +60,17 @@ class Registry:
 
     def judge(self, registration: dict[str, Any]) -> Decision:
         return judge_candidate(
-            params=self.params.gate, registration=registration, ingest=self.root / "data/ingest",
-            shards=self.root / "data/shards", segmenter=self.root / "models/segmenter",
-            scratch=self.root / "models/scratch",
+            params=self.params.gate, registration=registration, version=find_reference(registration=registration),
+            ingest=self.root / "data/ingest", shards=self.root / "data/shards",
+            segmenter=self.root / "models/segmenter", scratch=self.root / "models/scratch",
         )  # fmt: skip
 
     def challenge(self, bias: float) -> Decision:
         """Register a model, judge it, and promote it if it may be, as the pipeline does."""
         registration = self.register(bias)
+        version = find_reference(registration=registration)
         decision = self.judge(registration)
-        record_decision(record=decision.as_dict(), registration=registration)
+        record_decision(record=decision.as_dict(), registration=registration, version=version)
         if decision.outcome == "promote":
             promote(record=decision.as_dict(), registration=registration)
         return decision
@@ -110,6 +111,24 @@ def test_a_first_champion_beats_the_model_from_scratch_and_the_next_one_the_cham
     assert registry.aliases == {"candidate": "3", "champion": "2"}
     tags = registry.client.get_model_version("amlp-segmenter", "3").tags
     assert (tags["gate_outcome"], tags["gate_reference"]) == ("keep", "amlp-segmenter version 2")
+
+
+def test_a_candidate_has_to_beat_the_champion_and_a_champion_what_it_has_beaten(registry: Registry) -> None:
+    """What the cache knows the gate's answer by."""
+    first = registry.register(GOOD)
+    assert find_reference(registration=first) == ""
+    record = registry.judge(first).as_dict()
+    record_decision(record=record, registration=first, version="")
+    promote(record=record, registration=first)
+    assert find_reference(registration=first) == ""
+
+    second = registry.register(GOOD - 1)
+    assert find_reference(registration=second) == "1"
+    # By hand: nobody judged it, so it stands against itself, and is refused.
+    registry.client.set_registered_model_alias("amlp-segmenter", "champion", "2")
+    assert find_reference(registration=second) == "2"
+    decision = registry.judge(second)
+    assert (decision.outcome, decision.reason) == ("refuse", "same_model")
 
 
 def test_the_champion_before_is_remembered(registry: Registry) -> None:

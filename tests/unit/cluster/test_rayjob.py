@@ -290,9 +290,7 @@ def test_an_api_that_does_not_answer_any_more_ends_the_wait(api: KubeApi) -> Non
     assert api.deleted
 
 
-def test_a_log_that_stops_coming_does_not_end_a_job_that_runs(
-    api: KubeApi, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_that_stops_coming_does_not_end_a_job_that_runs(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
     text, api.logs["head-1"] = api.logs["head-1"], "hang"
     api.statuses = [RUNNING, RUNNING, RUNNING, SUCCEEDED]
     api.before_get = lambda: api.logs.update({"head-1": text}) if api.polls == 3 else None

@@ -135,16 +135,27 @@ def test_images_that_would_not_be_read_are_refused() -> None:
     assert "word@" not in str(refused.value)
 
 
-def test_a_pod_that_only_launches_holds_no_gpu_and_little_else() -> None:
+def test_nodes_are_those_of_the_pods_that_train() -> None:
     values = {**VALUES, "finetune": {"num_workers": 2}, "pretrain": {"num_workers": 2}}
     on_ray = arguments(values, cluster=ON_RAY)
     in_pod = arguments(values, cluster=ON_RAY.model_copy(update={"launcher": "pod"}))
-    assert (on_ray["gpus"], on_ray["node_selector"], on_ray["tolerations"]) == ("0", {}, [])
-    assert on_ray["training_memory"] == "4Gi" and "training_memory" not in in_pod
-    assert (in_pod["gpus"], in_pod["node_selector"]) == ("2", {"pool": "gpu"})
+    assert (on_ray["node_selector"], on_ray["tolerations"]) == ({}, [])
+    assert in_pod["node_selector"] == {"pool": "gpu"}
     assert in_pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
-    # What the launcher reads.
-    assert json.loads(on_ray["cluster"]) == ON_RAY.model_dump()
+    # What is trained on a GPU is not what is trained without, wherever.
+    assert on_ray["gpus"] == in_pod["gpus"] == "2"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"deadline_hours": 48.0}, {"queue": "night"}, {"owner": "me"}, {"work": "s3://other/work"}, {"start_minutes": 5.0},
+     {"node_selector": {"pool": "other"}}, {"tolerations": []}, {"image": "amlp-train:2"}],
+)  # fmt: skip
+def test_what_changes_no_result_is_no_argument(other: dict[str, Any]) -> None:
+    """Else a longer deadline would train anew what was finished."""
+    values = {**VALUES, "finetune": {"num_workers": 2}, "pretrain": {"num_workers": 2}}
+    given = arguments(values, cluster=ON_RAY.model_copy(update=other))
+    assert given == arguments(values, cluster=ON_RAY)
 
 
 def test_a_ray_cluster_without_workers_is_refused() -> None:

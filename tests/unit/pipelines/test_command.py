@@ -70,11 +70,44 @@ def test_trainings_go_to_a_ray_cluster(api: KubeflowApi, folder: Path) -> None:
     where = ["--launcher", "rayjob", "--workers", "2", "--gpus", "1", "--work", "s3://bucket/work", "--queue", "amlp",
              "--node-selector", "pool=gpu", "--toleration", '{"key": "spot", "operator": "Exists"}']  # fmt: skip
     assert main(["submit", "--host", api.host, *where]) == 0
-    arguments = given(posted(api, "/runs"))
-    cluster = json.loads(arguments["cluster"])
-    assert cluster["launcher"] == "rayjob" and cluster["gpus"] == 1 and cluster["node_selector"] == {"pool": "gpu"}
-    assert arguments["gpus"] == "0"
+    run = posted(api, "/runs")
+    arguments = given(run)
     assert json.loads(arguments["finetune_params"])["finetune"]["num_workers"] == 2
+    assert arguments["gpus"] == "1"
+    container = pipeline(run)["deploymentSpec"]["executors"]["exec-pretrain"]["container"]
+    cluster = json.loads(container["env"][0]["value"])
+    assert (
+        cluster["launcher"] == "rayjob" and cluster["queue"] == "amlp" and cluster["node_selector"] == {"pool": "gpu"}
+    )
+    # It launches, and trains nothing itself.
+    assert "accelerator" not in container["resources"] and container["resources"]["resourceMemoryLimit"] == "4Gi"
+
+
+def cached(run: dict[str, Any]) -> set[str]:
+    """Names of the tasks that the cache may answer."""
+    groups = [pipeline(run)["root"], *pipeline(run)["components"].values()]
+    tasks = [task for group in groups for task in group.get("dag", {}).get("tasks", {}).items()]
+    return {name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache") and "-2" not in name}
+
+
+@pytest.mark.parametrize(("commit", "options"), [("f" * 40 + "-dirty", []), ("f" * 40, ["--no-cache"])])
+def test_the_cache_is_not_asked(
+    api: KubeflowApi, folder: Path, monkeypatch: pytest.MonkeyPatch, commit: str, options: list[str]
+) -> None:
+    """Nor about code that the next change would have the same name."""
+    monkeypatch.setenv("AMLP_GIT_COMMIT", commit)
+    assert main(["submit", "--host", api.host, *options]) == 0
+    run = posted(api, "/runs")
+    assert given(run)["git_commit"] == commit and cached(run) <= {"exit-handler-1"}
+
+
+def test_code_that_nobody_could_name_is_not_submitted(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMLP_GIT_COMMIT")
+    monkeypatch.setenv("PATH", str(folder))  # no git
+    assert main(["submit", "--host", api.host]) == 2
+    assert "set AMLP_GIT_COMMIT" in capsys.readouterr().err and not api.posted
 
 
 def test_a_schedule_runs_once_at_a_time_and_does_not_make_up_for_the_past(api: KubeflowApi, folder: Path) -> None:

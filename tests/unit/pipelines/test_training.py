@@ -108,8 +108,9 @@ def test_tasks_and_edges_are_those_of_dvc(tasks: dict[str, Any], stages: dict[st
         return {source["taskOutputArtifact"]["producerTask"] for source in given}
 
     edges = {name: producers(stage) for name, stage in stages.items()}
-    assert set(tasks) - set(edges) == {"pull-data", "gate", PROMOTION}
+    assert set(tasks) - set(edges) == {"pull-data", "find-reference", "gate", PROMOTION}
     assert {name: artifacts(tasks[name]) for name in edges} == edges
+    assert artifacts(tasks["find-reference"]) == {"register"}
     assert artifacts(tasks["gate"]) == {"ingest", "preprocess", "finetune", "scratch", "register"}
     assert artifacts(tasks[PROMOTION]) == {"gate", "register"}
     # And no order beyond what data flow asks for.
@@ -137,12 +138,15 @@ def test_all_tasks_descend_from_one_that_names_data_and_code(tasks: dict[str, An
     assert set(given) == {"params", "git_commit", "data_uri", "data_md5"}
 
 
-def test_every_task_is_cached_but_the_one_that_tells_how_a_run_ended(
+def test_every_task_is_cached_but_those_that_look_at_what_can_change(
     golden: dict[str, Any], tasks: dict[str, Any]
 ) -> None:
     promotion = golden["components"][tasks[PROMOTION]["componentRef"]["name"]]["dag"]["tasks"]
     for name, task in (tasks | promotion).items():
-        assert name == PROMOTION or task["cachingOptions"] == {"enableCache": True}
+        cached = {} if name == "find-reference" else {"enableCache": True}
+        assert name == PROMOTION or task["cachingOptions"] == cached
+    # The gate's answer is known by whom it was about.
+    assert tasks["gate"]["inputs"]["parameters"]["reference"]["taskOutputParameter"]["producerTask"] == "find-reference"
     last = golden["root"]["dag"]["tasks"]["record-outcome"]
     assert not last["cachingOptions"].get("enableCache")
     assert last["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
@@ -154,7 +158,7 @@ def test_a_schedule_looks_the_data_up_each_time(golden: dict[str, Any], tmp_path
     follows = read(tmp_path / "schedule.yaml")["components"][group]["dag"]["tasks"]
     options = {name: task["cachingOptions"] for name, task in follows.items() if name != PROMOTION}
     now = {name: option.get("enableCache", False) for name, option in options.items()}
-    assert now == {name: name != "pull-data" for name in now}
+    assert now == {name: name not in ("pull-data", "find-reference") for name in now}
 
 
 def test_no_task_is_without_limits(golden: dict[str, Any], tasks: dict[str, Any], pods: dict[str, Any]) -> None:
