@@ -12,10 +12,10 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from amlp.cluster.storage import StorageError, read
-from amlp.errors import UserError
+from amlp.errors import UserError, without_credentials
 from amlp.files import atomic_dir
 from amlp.progress import progress
 
@@ -58,7 +58,7 @@ def resolve_version(*, repo: str, rev: str, path: str) -> DataVersion:
     from dvc_data.index import StorageKeyError
     from scmrepo.exceptions import SCMError
 
-    shown = _shown(repo)
+    shown = without_credentials(repo)
     try:
         with Repo.open(repo, rev=rev, subrepos=True, uninitialized=True) as opened:
             index, entry = opened.get_data_index_entry(path)
@@ -72,29 +72,17 @@ def resolve_version(*, repo: str, rev: str, path: str) -> DataVersion:
     except (NoRemoteError, StorageKeyError) as error:
         raise UserError(f"{shown} at {rev}: no default remote; `dvc remote add --default NAME s3://...`.") from error
     except (DvcException, SCMError, ValueError) as error:
-        raise UserError(f"{shown} at {rev}: {error}") from error
+        # Git's own words, such as that a password is asked for, are in the last cause.
+        why: BaseException = error
+        while why.__cause__:
+            why = why.__cause__
+        words = dict.fromkeys((str(error), str(why)))
+        raise UserError(f"{shown} at {rev}: {': '.join(words).replace(repo, shown)}") from error
     if not md5 or not _FOLDER_MD5.fullmatch(md5):
         raise UserError(f"{shown} at {rev}: {path!r} is a single file, expected a folder of images.")
     if urlsplit(uri).scheme not in ("s3", "file"):
         raise UserError(f"{shown} at {rev}: the default remote is {uri}, expected one in S3 or a folder.")
     return DataVersion(uri, md5, commit)
-
-
-def resolve_commit(repo: str, rev: str) -> str:
-    """Return the commit that a branch or tag of a git repository stands at now.
-
-    Raises:
-        UserError: the repository or the revision can't be found.
-    """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from scmrepo.exceptions import SCMError
-
-    try:
-        with Repo.open(repo, rev=rev, subrepos=True, uninitialized=True) as opened:
-            return str(opened.get_rev())
-    except (DvcException, SCMError) as error:
-        raise UserError(f"{_shown(repo)} at {rev}: {error}") from error
 
 
 def fetch_version(uri: str, md5: str, folder: Path) -> None:
@@ -137,17 +125,9 @@ def fetch_version(uri: str, md5: str, folder: Path) -> None:
 def _object(uri: str, md5: str, name: str = "the list of files") -> bytes:
     """Return an object of DVC's remote and check it."""
     parts = urlsplit(uri)
-    data = read(Path(parts.path) if parts.scheme == "file" else uri)
+    data = read(Path(unquote(parts.path)) if parts.scheme == "file" else uri)
     if data is None:
         raise StorageError(f"{uri}: not found, {name}; `dvc push` has not brought it there.")
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         raise StorageError(f"{uri}: damaged, {name}: its MD5 is not {md5}; push it again from an intact copy.")
     return data
-
-
-def _shown(repo: str) -> str:
-    """The repository's address without a token or password in it."""
-    parts = urlsplit(repo)
-    if parts.scheme and "@" in parts.netloc:
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    return repo
