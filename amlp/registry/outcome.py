@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from amlp.params import RegisterParams
-from amlp.registry.tracking import RunLog, connect, pipeline_tags, reopened_run, resolve_uri, tracking_address
+from amlp.registry.tracking import RunLog, connect, parent_run, pipeline_tags, resolve_uri, tracking_address
 
 # What Kubeflow says -> what MLflow says of a run.
 _STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}
@@ -40,9 +40,9 @@ def record_outcome(*, params: RegisterParams, state: str, message: str, tags: Ma
             run_id = client.get_run(injected).data.tags.get("mlflow.parentRunId", injected)
             RunLog(client, run_id).tags(tags)
             return str(run_id)
-        identity = pipeline_tags() or {"kind": "pipeline"}
-        name = f"amlp pipeline, {state.lower()}"
-        with reopened_run(client, experiment=params.experiment, name=name, tags=identity) as run_id:
-            RunLog(client, run_id).tags(tags)
+        with parent_run(
+            client, experiment=params.experiment, name=f"amlp pipeline, {state.lower()}", tags=tags
+        ) as run_id:
+            pass
         client.set_terminated(run_id, status=status)
     return run_id
