@@ -152,6 +152,110 @@ def _study(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _registry(args: argparse.Namespace) -> Any:
+    """Connect to MLflow; the parameters name the place and the model."""
+    from amlp.registry.tracking import connect, resolve_uri, tracking_address
+
+    settings = _params(args).register_
+    return connect(resolve_uri(args.tracking_uri or tracking_address(settings.tracking_uri), args.root))
+
+
+def _settled(client: Any, name: str) -> Any:
+    """Read the history, and finish what was left undone; say what that was."""
+    from mlflow import MlflowException
+
+    from amlp.registry.ledger import read_history, settle
+
+    try:
+        history, moved = settle(client, name)
+    except MlflowException as error:
+        if error.get_http_status_code() != 403:
+            raise
+        print("amlp: the aliases are not what the decisions say, and this account may not move them.", file=sys.stderr)
+        history, moved = read_history(client, name), []
+    for text in moved:
+        print(f"Repaired: {text}.", file=sys.stderr)
+    for text in history.troubles:
+        print(f"amlp: {text}.", file=sys.stderr)
+    return history
+
+
+def _promote(args: argparse.Namespace) -> int:
+    params = _params(args)
+    from amlp.registry import promotion
+    from amlp.registry.ledger import Overtaken
+
+    name = params.register_.segmenter_name
+    with _registry(args) as client:
+        _settled(client, name)
+        candidate = promotion.find_version(client, name, args.version)
+        reference = promotion.find_reference(client, candidate)
+        print(f"{candidate} against {f'version {reference}' if reference else 'the model from scratch'}", flush=True)
+        decision = promotion.judge(
+            client,
+            candidate,
+            reference=reference,
+            params=params.gate,
+            ingest=args.root / "data/ingest",
+            shards=args.root / "data/shards",
+            scratch=args.root / "models/scratch",
+        )
+        print(f"{decision.outcome} ({decision.reason}): {decision.explanation}")
+        for figure in decision.classes:
+            print(f"  {figure.label}: {figure}")
+        if args.dry_run:
+            print("Nothing was written.")
+        else:
+            try:
+                promotion.conclude(
+                    client, candidate, decision.as_dict(), reference=reference, reason=args.reason, actor=args.actor
+                )
+            except Overtaken as error:
+                print(f"amlp: {error}", file=sys.stderr)
+                return 12
+    return {"promote": 0, "keep": 10, "refuse": 11}[decision.outcome]
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    name = _params(args).register_.segmenter_name
+    from amlp.registry.ledger import Overtaken
+    from amlp.registry.promotion import rollback
+
+    with _registry(args) as client:
+        _settled(client, name)
+        try:
+            old, new = rollback(
+                client, name, to=args.to or "", reason=args.reason, actor=args.actor, dry_run=args.dry_run
+            )
+        except Overtaken as error:
+            print(f"amlp: {error}", file=sys.stderr)
+            return 12
+    print(f"{name}: champion was version {old}, {'would be' if args.dry_run else 'is'} version {new}.")
+    return 0
+
+
+def _history(args: argparse.Namespace) -> int:
+    name = _params(args).register_.segmenter_name
+    with _registry(args) as client:
+        history = _settled(client, name)
+    if args.json:
+        import dataclasses
+        import json
+
+        print(json.dumps([dataclasses.asdict(entry) for entry in history.entries], indent=2))
+        return 1 if history.troubles else 0
+    if not history.entries:
+        print(f"{name}: nothing was decided yet; `amlp promote` asks the gate about the candidate.")
+    for entry in history.entries:
+        over = f" over version {entry.before}" if entry.before else ""
+        void = ", VOID: another change came first" if entry.void else ""
+        print(f"{entry.number:4} {entry.at} {entry.action} version {entry.version}{over}, by {entry.actor}{void}")
+        print(f"     {entry.reason}. {entry.summary}")
+    if history.last:
+        print(f"champion: version {history.champion}; before it: {history.previous or 'none'}")
+    return 1 if history.troubles else 0
+
+
 class _Version(argparse.Action):
     """Print the versions that matter, looked up only when asked for."""
 
@@ -195,7 +299,7 @@ def build_parser() -> argparse.ArgumentParser:
         shown = f"{text}; local or s3://bucket/prefix" + (f" (default: {default})" if default else "")
         to.add_argument(flag, type=_place, default=Path(default) if default else None, metavar="PLACE", help=shown)
 
-    def stage(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def stage(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         added = command(name, run, text)
         path(added, "--params", "params.yaml", "the parameters")
         return added
@@ -255,6 +359,33 @@ def build_parser() -> argparse.ArgumentParser:
 
     summary = command("summary", _summary, "say what was trained and registered, and where to look")
     path(summary, "--root", ".", "folder that holds evaluation/ and registration.json")
+
+    def registry(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = stage(name, run, text)
+        path(added, "--root", ".", "folder that holds data/, models/ and, with SQLite, mlflow.db")
+        added.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: register.tracking_uri)")
+        return added
+
+    def decides(to: argparse.ArgumentParser, *, reason: bool) -> None:
+        to.add_argument("--reason", required=reason, default="", metavar="TEXT", help="why, for the history")
+        to.add_argument("--actor", default="", help="who decides (default: MLflow's user, else this machine's)")
+        to.add_argument("--dry-run", action="store_true", help="do all but write")
+
+    promote = registry(
+        "promote",
+        _promote,
+        "ask the gate about a version, and make it champion if it may be; exit code 10 when the champion is kept, 11 when "
+        "the gate refuses, 12 when somebody was faster",
+    )
+    promote.add_argument("version", nargs="?", default="candidate", help="number or alias (default: candidate)")
+    decides(promote, reason=False)
+
+    rollback = registry("rollback", _rollback, "make an earlier champion the champion again")
+    rollback.add_argument("--to", metavar="VERSION", help="(default: the previous champion)")
+    decides(rollback, reason=True)
+
+    history = registry("history", _history, "list all decisions; exit code 1 when one was lost or changed")
+    history.add_argument("--json", action="store_true", help="for programs")
 
     workspace = command("workspace", _workspace, "make a folder in which the pipeline runs on other data")
     workspace.add_argument("folder", type=Path, metavar="FOLDER", help="where, for example workspaces/busi")

@@ -14,10 +14,13 @@ def find_reference(registration: Input[Artifact]) -> str:
 
     from amlp.environment import quiet
     from amlp.files import read_json
-    from amlp.registry.promotion import find_reference
+    from amlp.registry import promotion
+    from amlp.registry.tracking import connect
 
     quiet()
-    found = find_reference(registration=read_json(Path(registration.path)))
+    registered = read_json(Path(registration.path))
+    with connect(registered["tracking_uri"]) as client:
+        found = promotion.find_reference(client, promotion.Candidate.registered(registered))
     print(f"The candidate has to beat {f'version {found}' if found else 'the model from scratch'}.")
     return found
 
@@ -28,7 +31,6 @@ def gate(
     reference: str,
     cases: Input[Dataset],
     shards: Input[Dataset],
-    segmenter: Input[Model],
     scratch: Input[Model],
     registration: Input[Artifact],
     decision: Output[Artifact],
@@ -46,41 +48,53 @@ def gate(
     from amlp.environment import quiet
     from amlp.files import read_json, write_json
     from amlp.params import parse_params
-    from amlp.registry.promotion import judge_candidate, record_decision
+    from amlp.registry import promotion
+    from amlp.registry.tracking import connect
 
     class Outcome(NamedTuple):
         outcome: str
 
     quiet()
     registered = read_json(Path(registration.path))
-    found = judge_candidate(
-        params=parse_params(json.loads(params), "params").gate,
-        registration=registered,
-        version=reference,
-        ingest=Path(cases.path),
-        shards=Path(shards.path),
-        segmenter=Path(segmenter.path),
-        scratch=Path(scratch.path),
-    )
-    record = found.as_dict()
-    record_decision(record=record, registration=registered, version=reference)
+    candidate = promotion.Candidate.registered(registered)
+    with connect(registered["tracking_uri"]) as client:
+        found = promotion.judge(
+            client,
+            candidate,
+            reference=reference,
+            params=parse_params(json.loads(params), "params").gate,
+            ingest=Path(cases.path),
+            shards=Path(shards.path),
+            scratch=Path(scratch.path),
+        )
+        record = found.as_dict()
+        if found.outcome != "promote":
+            promotion.conclude(client, candidate, record, reference=reference)
     write_json(Path(decision.path), record)
     decision.metadata.update(outcome=found.outcome, reason=found.reason, explanation=found.explanation)
     print(f"{found.outcome} ({found.reason}): {found.explanation}")
     if found.reason == "unreadable_model":
-        # Recorded, and not for the cache: storage that does not answer looks the same, and may answer tomorrow.
+        # Written down, and not for the cache: storage that does not answer looks the same, and may answer tomorrow.
         raise SystemExit(1)
     return Outcome(found.outcome)
 
 
 @stage
-def promote(decision: Input[Artifact], registration: Input[Artifact]) -> None:
+def promote(reference: str, decision: Input[Artifact], registration: Input[Artifact]) -> None:
     """Make the candidate the champion."""
     from pathlib import Path
 
     from amlp.environment import quiet
     from amlp.files import read_json
-    from amlp.registry.promotion import promote
+    from amlp.registry import promotion
+    from amlp.registry.tracking import connect
 
     quiet()
-    promote(record=read_json(Path(decision.path)), registration=read_json(Path(registration.path)))
+    registered = read_json(Path(registration.path))
+    with connect(registered["tracking_uri"]) as client:
+        promotion.conclude(
+            client,
+            promotion.Candidate.registered(registered),
+            read_json(Path(decision.path)),
+            reference=reference,
+        )

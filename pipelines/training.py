@@ -138,12 +138,17 @@ def training_pipeline(cluster: ClusterParams | None = None, *, follow_data: bool
             champion.set_caching_options(False)
             reference = champion.outputs["Output"]
             judged = gate(
-                params=params, reference=reference, cases=cases, shards=shards, registration=registration, **models
+                params=params,
+                reference=reference,
+                cases=cases,
+                shards=shards,
+                scratch=models["scratch"],
+                registration=registration,
             )
             for task in (ingested, validation, packed, evaluated, registered, reported, judged):
                 put(task, _PODS[task.name])
             with dsl.If(judged.outputs["outcome"] == "promote", name="promote"):
-                put(promote(decision=judged.outputs["decision"], registration=registration), Pod())
+                put(promote(reference=reference, decision=judged.outputs["decision"], registration=registration), Pod())
 
     return training
 

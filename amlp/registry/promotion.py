@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,93 +14,130 @@ from amlp.files import sha256
 from amlp.params import GateParams
 from amlp.registry.decision import Decision, FrozenSplit, Model, Side
 from amlp.registry.gate import decide, refuse
-from amlp.registry.register import CHAMPION
-from amlp.registry.tracking import connect, import_mlflow, resolve_uri
+from amlp.registry.ledger import CHAMPION, Entry, History, append, read_history, settle
+from amlp.registry.tracking import import_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-PREVIOUS = "previous_champion"
 _WEIGHTS = "segmenter.pt"
-# Tag of a version: the champion's version that it was judged against; empty where there was none.
-_REFERENCE = "gate_reference_version"
 
 
-def find_reference(*, registration: Mapping[str, Any]) -> str:
-    """Return the version of the champion that the registered candidate has to beat; empty where there is none.
+@dataclass(frozen=True)
+class Candidate:
+    """A version of a registered segmenter."""
 
-    Where the candidate is the champion itself, that is what it was judged against on its way there: nothing is new.
+    name: str
+    version: str
+
+    @classmethod
+    def registered(cls, registration: Mapping[str, Any]) -> Candidate:
+        """The segmenter of a registration.json."""
+        entry = registration["segmenter"]
+        return cls(entry["name"], str(entry["version"]))
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+def find_version(client: MlflowClient, name: str, wanted: str) -> Candidate:
+    """Find a version by number or alias.
 
     Raises:
-        UserError: MLflow can't be reached.
+        UserError: there is none.
     """
-    entry = registration["segmenter"]
-    with connect(resolve_uri(registration["tracking_uri"], Path())) as client:
-        version = _aliased(client, entry["name"], CHAMPION)
-        if version is None:
-            return ""
-        if str(version.version) == str(entry["version"]):
-            # Without the tag nobody judged it: a person made it the champion.
-            return str(version.tags.get(_REFERENCE, version.version))
-        return str(version.version)
+    from mlflow import MlflowException
+
+    try:
+        aliases = {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        found = wanted if wanted.isdecimal() else aliases[wanted]
+        client.get_model_version(name, found)
+    except KeyError:
+        raise UserError(
+            f"{name}: no version has the alias {wanted!r}; there are {', '.join(sorted(aliases)) or 'none'}."
+        ) from None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(f"{name}: no version {wanted} is registered at {client.tracking_uri}.") from error
+    return Candidate(name, found)
 
 
-def judge_candidate(
+def champion_of(client: MlflowClient, history: History) -> str:
+    """Return the champion's version by the decisions, or by the alias where there are none yet; empty for none."""
+    if history.last:
+        return history.champion
+    return str(client.get_registered_model(history.name).aliases.get(CHAMPION, ""))
+
+
+def find_reference(client: MlflowClient, candidate: Candidate) -> str:
+    """Return the version of the champion that a candidate has to beat; empty where there is none.
+
+    Where the candidate is the champion itself, that is the one it took the place of: nothing is new.
+    """
+    history = read_history(client, candidate.name)
+    champion = champion_of(client, history)
+    if champion != candidate.version or not history.last:
+        return champion
+    return next(entry.before for entry in history.entries if entry.number == history.last)
+
+
+def judge(
+    client: MlflowClient,
+    candidate: Candidate,
     *,
+    reference: str,
     params: GateParams,
-    registration: Mapping[str, Any],
-    version: str,
     ingest: Path,
     shards: Path,
-    segmenter: Path,
     scratch: Path,
 ) -> Decision:
-    """Score the registered candidate and the champion in one job on the test split, and decide.
+    """Score a candidate and the champion in one job on the test split, and decide.
 
-    Where there is no champion yet, the model from scratch is what the candidate has to beat.
+    Both are loaded from the registry. Where there is no champion yet, the model from scratch is what the candidate has
+    to beat.
 
     Args:
+        client: of the registry.
+        candidate: that may become champion.
+        reference: version of the champion, as `find_reference` finds it; empty where there is none.
         params: thresholds.
-        registration: what `register` wrote.
-        version: of the champion, as `find_reference` finds it.
         ingest: folder of the native-size images and masks.
         shards: folder with the index of the splits.
-        segmenter: folder of the candidate.
         scratch: folder of the model from scratch.
 
     Raises:
-        UserError: MLflow can't be reached, the folder is not what was registered, or an image is unreadable.
+        UserError: MLflow can't be reached, or an image or the model from scratch is unreadable.
     """
     from amlp.data.shards import ShardedSplit
     from amlp.evaluation.evaluate import score_cases
     from amlp.models.predictor import Predictor
 
-    entry = registration["segmenter"]
-    weights = segmenter / _WEIGHTS
-    challenger = Model(f"{entry['name']} version {entry['version']}", sha256(weights))
-    if challenger.digest != entry["model_sha256"]:
-        raise UserError(f"{weights}: SHA-256 {challenger.digest}, registered was {entry['model_sha256']}.")
     test = ShardedSplit.open(shards, "test").index
     test = test[test["labelled"]].sort_values("case_id")
     job = uuid.uuid4().hex
-    with connect(resolve_uri(registration["tracking_uri"], Path())) as client, tempfile.TemporaryDirectory() as folder:
-        champion = client.get_model_version(entry["name"], version) if version else None
-        if champion is None:
-            file = scratch / _WEIGHTS
-            reference = Model("the model from scratch", sha256(file))
-            recorded = registration["lineage"]["test_hash"]
-        else:
-            reference = Model(f"{entry['name']} version {version}", champion.tags["model_sha256"])
-            recorded = champion.tags["test_hash"]
-        split = FrozenSplit(recorded, frozenset(test["case_id"]))
+    registered = client.get_model_version(candidate.name, candidate.version)
+    champion = client.get_model_version(candidate.name, reference) if reference else None
+    challenger = Model(str(candidate), registered.tags["model_sha256"])
+    if champion is None:
+        file = scratch / _WEIGHTS
+        if not file.is_file():
+            raise UserError(f"{file}: not found; a first champion has to beat the model from scratch, see --scratch.")
+        opponent = Model("the model from scratch", sha256(file))
+        split = FrozenSplit(registered.tags["test_hash"], frozenset(test["case_id"]))
+    else:
+        opponent = Model(str(Candidate(candidate.name, reference)), champion.tags["model_sha256"])
+        split = FrozenSplit(champion.tags["test_hash"], frozenset(test["case_id"]))
+    with tempfile.TemporaryDirectory() as folder:
         try:
+            predictors = {"challenger": Predictor.load(_download(registered, Path(folder, "challenger")))}
             if champion is not None:
-                file = _download(champion, Path(folder))
-            predictors = {"challenger": Predictor.load(weights), "reference": Predictor.load(file)}
+                file = _download(champion, Path(folder, "champion"))
+            predictors["reference"] = Predictor.load(file)
         except Exception as error:  # Whatever MLflow, its store or torch raises: nobody may be promoted past it.
             return refuse(
-                "unreadable_model", f"A model can't be loaded: {error}", challenger=challenger, reference=reference,
+                "unreadable_model", f"A model can't be loaded: {error}", challenger=challenger, reference=opponent,
                 role="champion" if champion else "baseline", split=split, params=params, job=job,
             )  # fmt: skip
     cases, digest = score_cases({name: one.mask for name, one in predictors.items()}, test=test, ingest=ingest)
@@ -108,69 +146,118 @@ def judge_candidate(
         table = cases[cases["model"] == name].drop(columns="model")
         return Side(model.name, model.digest, test_hash=digest, job=job, cases=table)
 
-    opponent = side(reference, "reference")
+    other = side(opponent, "reference")
     return decide(
         challenger=side(challenger, "challenger"),
-        champion=opponent if champion else None,
-        baseline=opponent,
+        champion=other if champion else None,
+        baseline=other,
         split=split,
         params=params,
     )
 
 
-def record_decision(*, record: Mapping[str, Any], registration: Mapping[str, Any], version: str) -> None:
-    """Keep a decision with the candidate: `decision.json` on its run, the outcome as tags of the version.
+def conclude(
+    client: MlflowClient,
+    candidate: Candidate,
+    record: Mapping[str, Any],
+    *,
+    reference: str,
+    reason: str = "",
+    actor: str = "",
+) -> Entry | None:
+    """Write a decision down, and make the candidate champion if it is one to promote.
 
     Args:
+        client: of the registry.
+        candidate: that was judged.
         record: `Decision.as_dict()`.
-        registration: what `register` wrote.
-        version: what `judge_candidate` was given.
-    """
-    entry = registration["segmenter"]
-    with connect(resolve_uri(registration["tracking_uri"], Path())) as client:
-        client.log_dict(registration["parent_run_id"], dict(record), "decision.json")
-        for key in ("outcome", "reason", "explanation"):
-            client.set_model_version_tag(entry["name"], entry["version"], f"gate_{key}", record[key])
-        client.set_model_version_tag(entry["name"], entry["version"], "gate_reference", record["reference"]["name"])
-        client.set_model_version_tag(entry["name"], entry["version"], _REFERENCE, version)
+        reference: version that it was judged against, as `judge` was given it.
+        reason: somebody's own words, besides the gate's.
+        actor: who decides; empty for whoever runs this.
 
-
-def promote(*, record: Mapping[str, Any], registration: Mapping[str, Any]) -> None:
-    """Make the candidate the champion, and the champion the previous one.
+    Returns:
+        The line of the history; None where the candidate is champion already, as when a task is tried again.
 
     Raises:
-        UserError: the decision is none to promote this candidate, or there is another champion since it was made.
+        Overtaken: somebody else's promotion came first.
+        UserError: the decision is about another candidate, or there is another champion than it was judged against.
     """
-    entry = registration["segmenter"]
-    name = f"{entry['name']} version {entry['version']}"
-    if record["outcome"] != "promote" or record["challenger"] != {"name": name, "digest": entry["model_sha256"]}:
-        raise UserError(f"{name}: the decision is to {record['outcome']}, about {record['challenger']['name']}.")
-    with connect(resolve_uri(registration["tracking_uri"], Path())) as client:
-        version = _aliased(client, entry["name"], CHAMPION)
-        found = f"{entry['name']} version {version.version}" if version else None
-        if found == name:
-            # Another try of the same task.
-            return
-        judged = record["reference"]["name"] if record["reference"]["role"] == "champion" else None
-        if found != judged:
+    registered = client.get_model_version(candidate.name, candidate.version)
+    if record["challenger"] != {"name": str(candidate), "digest": registered.tags["model_sha256"]}:
+        raise UserError(f"{candidate}: the decision is about {record['challenger']['name']}.")
+    history, _ = settle(client, candidate.name)
+    champion = champion_of(client, history)
+    outcome = record["outcome"]
+    if outcome == "promote":
+        if champion == candidate.version:
+            return None
+        if champion != reference:
             raise UserError(
-                f"{name} was judged against {judged or 'the model from scratch'}, and the champion is now "
-                f"{found or 'none'}; submit the run again, and it is judged against that one."
+                f"{candidate} was judged against {f'version {reference}' if reference else 'the model from scratch'}, "
+                f"and the champion is now {f'version {champion}' if champion else 'none'}: let it be judged again."
             )
-        if version:
-            client.set_registered_model_alias(entry["name"], PREVIOUS, version.version)
-        client.set_registered_model_alias(entry["name"], CHAMPION, entry["version"])
+    why = "; ".join(filter(None, (reason, f"gate: {record['reason']}")))
+    entry = append(
+        client, history, action=outcome, version=candidate.version, before=reference, record={"gate": dict(record)},
+        reason=why, summary=record["explanation"], actor=actor,
+    )  # fmt: skip
+    # For whoever looks at the version's page; the history is what counts.
+    for key in ("outcome", "reason", "explanation"):
+        client.set_model_version_tag(candidate.name, candidate.version, f"gate_{key}", record[key])
+    client.set_model_version_tag(candidate.name, candidate.version, "gate_reference", record["reference"]["name"])
+    if outcome == "promote":
+        settle(client, candidate.name)
+    return entry
 
 
-def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    version = client.get_registered_model(name).aliases.get(alias)
-    return None if version is None else client.get_model_version(name, str(version))
+def rollback(
+    client: MlflowClient, name: str, *, to: str = "", reason: str, actor: str = "", dry_run: bool = False
+) -> tuple[str, str]:
+    """Make an earlier champion the champion again, without the gate.
+
+    Args:
+        client: of the registry.
+        name: of the registered segmenter.
+        to: version; empty for the previous champion.
+        reason: why; whoever reads the history must understand it.
+        actor: who; empty for whoever runs this.
+        dry_run: check everything and change nothing.
+
+    Returns:
+        The versions of the old and of the new champion.
+
+    Raises:
+        Overtaken: somebody else's change came first.
+        UserError: there is nothing to go back to, the version never was champion, or its file is not what it was.
+    """
+    if not reason.strip():
+        raise UserError("--reason: say why, for those who will ask.")
+    history, _ = settle(client, name)
+    champion = champion_of(client, history)
+    target = to or history.previous
+    if not champion or not target:
+        raise UserError(f"{name}: there is no champion before {f'version {champion}' if champion else 'any'}.")
+    if target == champion:
+        raise UserError(f"{name}: version {target} is the champion.")
+    changes = [entry for entry in history.entries if entry.action in ("promote", "rollback") and not entry.void]
+    if target not in {version for entry in changes for version in (entry.version, entry.before)}:
+        raise UserError(f"{name}: version {target} never was champion; `amlp promote {target}` asks the gate.")
+    with tempfile.TemporaryDirectory() as folder:
+        _download(client.get_model_version(name, target), Path(folder))
+    if not dry_run:
+        append(
+            client, history, action="rollback", version=target, before=champion, record={}, reason=reason.strip(),
+            summary=f"back to version {target} from version {champion}", actor=actor,
+        )  # fmt: skip
+        settle(client, name)
+    return champion, target
 
 
 def _download(version: ModelVersion, folder: Path) -> Path:
     """Fetch a registered segmenter's weights, and check that they are what was registered."""
     mlflow = import_mlflow()
     place = f"models:/{version.name}/{version.version}"
+    folder.mkdir(exist_ok=True)
     root = Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(folder)))
     [file] = root.rglob(_WEIGHTS)
     if (digest := sha256(file)) != version.tags["model_sha256"]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # What loading and running either model imports; the versions are those it was trained with. MONAI is left out: only the
 # U-Net needs it, which a pipeline can't register, for it takes no encoder.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
-CANDIDATE, CHAMPION = "candidate", "champion"
+CANDIDATE = "candidate"
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,16 @@ def register(
     root: Path,
     data_md5: str | None = None,
     tags: Mapping[str, str] | None = None,
-    gated: bool = False,
 ) -> dict[str, Any]:
     """Record the pipeline's run in MLflow and register both models.
 
-    The aliases come last, when a version is complete with its tags: `candidate` always, `champion` when the name has
-    none yet and no gate decides about that.
+    The alias `candidate` comes last, when a version is complete with its tags. Who is champion, the gate decides.
 
     Args:
         params: of the run; `register.tracking_uri` may be a SQLite file relative to `root`.
         root: folder with the stages' outputs; registration.json is written into it.
         data_md5: DVC's MD5 of the data, where `root` holds no dvc.lock that tells it; else the folder is hashed.
         tags: for the run, besides the lineage.
-        gated: whether a gate decides which segmenter is champion.
 
     Returns:
         The content of registration.json.
@@ -137,8 +134,8 @@ def register(
                 client, run_id, params=params, root=root, summary=summary, lineage=lineage
             )
             for model in (encoder, segmenter):
-                crown = not (gated and model is segmenter)
-                model["aliases"] = _set_aliases(client, model["name"], model["version"], crown=crown)
+                client.set_registered_model_alias(model["name"], CANDIDATE, model["version"])
+                model["aliases"] = [CANDIDATE]
 
         registration = {
             "tracking_uri": tracking_uri,
@@ -151,7 +148,7 @@ def register(
         }
         write_json(root / "registration.json", registration)
     for model in (encoder, segmenter):
-        print(f"Registered {model['name']} version {model['version']}: {', '.join(model['aliases'])}")
+        print(f"Registered {model['name']} version {model['version']}: {CANDIDATE}")
     print(f"Wrote {root / 'registration.json'}")
     return registration
 
@@ -314,12 +311,3 @@ def _signature(dtype: str, shape: list[int]) -> ModelSignature:
 def _public_version(package: str) -> str:
     """Without the local part, as in 2.8.0+cu128, which registries don't have."""
     return installed_version(package).split("+")[0]
-
-
-def _set_aliases(client: MlflowClient, name: str, version: str, *, crown: bool) -> list[str]:
-    """Make the version the candidate, and with `crown` the champion if there is none; returns its aliases."""
-    champion = client.get_registered_model(name).aliases.get(CHAMPION)
-    aliases = [CANDIDATE, CHAMPION] if crown and not champion else [CANDIDATE]
-    for alias in aliases:
-        client.set_registered_model_alias(name, alias, version)
-    return aliases

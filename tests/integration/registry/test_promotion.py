@@ -19,7 +19,8 @@ from amlp.files import read_json, write_json
 from amlp.models.checkpoint import save
 from amlp.params import Params, parse_params
 from amlp.registry.decision import Decision
-from amlp.registry.promotion import find_reference, judge_candidate, promote, record_decision
+from amlp.registry.ledger import Entry, read_history
+from amlp.registry.promotion import Candidate, conclude, find_reference, judge
 from amlp.registry.register import register
 from tests.stage_outputs import write_stage_outputs
 
@@ -54,25 +55,25 @@ class Registry:
     def scratch(self, bias: float) -> None:
         write_model(self.root / "models/scratch", bias)
 
-    def register(self, bias: float) -> dict[str, Any]:
+    def register(self, bias: float) -> Candidate:
         write_model(self.root / "models/segmenter", bias)
-        return register(params=self.params, root=self.root, gated=True)
+        return Candidate.registered(register(params=self.params, root=self.root))
 
-    def judge(self, registration: dict[str, Any]) -> Decision:
-        return judge_candidate(
-            params=self.params.gate, registration=registration, version=find_reference(registration=registration),
-            ingest=self.root / "data/ingest", shards=self.root / "data/shards",
-            segmenter=self.root / "models/segmenter", scratch=self.root / "models/scratch",
+    def judge(self, candidate: Candidate) -> Decision:
+        return judge(
+            self.client, candidate, reference=find_reference(self.client, candidate), params=self.params.gate,
+            ingest=self.root / "data/ingest", shards=self.root / "data/shards", scratch=self.root / "models/scratch",
         )  # fmt: skip
+
+    def conclude(self, candidate: Candidate, record: dict[str, Any], reference: str = "") -> Entry | None:
+        return conclude(self.client, candidate, record, reference=reference)
 
     def challenge(self, bias: float) -> Decision:
         """Register a model, judge it, and promote it if it may be, as the pipeline does."""
-        registration = self.register(bias)
-        version = find_reference(registration=registration)
-        decision = self.judge(registration)
-        record_decision(record=decision.as_dict(), registration=registration, version=version)
-        if decision.outcome == "promote":
-            promote(record=decision.as_dict(), registration=registration)
+        candidate = self.register(bias)
+        reference = find_reference(self.client, candidate)
+        decision = self.judge(candidate)
+        self.conclude(candidate, decision.as_dict(), reference)
         return decision
 
     @property
@@ -113,51 +114,46 @@ def test_a_first_champion_beats_the_model_from_scratch_and_the_next_one_the_cham
     assert (tags["gate_outcome"], tags["gate_reference"]) == ("keep", "amlp-segmenter version 2")
 
 
-def test_a_candidate_has_to_beat_the_champion_and_a_champion_what_it_has_beaten(registry: Registry) -> None:
+def test_a_candidate_has_to_beat_the_champion_and_a_champion_whom_it_replaced(registry: Registry) -> None:
     """What the cache knows the gate's answer by."""
     first = registry.register(GOOD)
-    assert find_reference(registration=first) == ""
-    record = registry.judge(first).as_dict()
-    record_decision(record=record, registration=first, version="")
-    promote(record=record, registration=first)
-    assert find_reference(registration=first) == ""
+    assert find_reference(registry.client, first) == ""
+    registry.conclude(first, registry.judge(first).as_dict())
+    assert find_reference(registry.client, first) == ""
 
     second = registry.register(GOOD - 1)
-    assert find_reference(registration=second) == "1"
-    # By hand: nobody judged it, so it stands against itself, and is refused.
-    registry.client.set_registered_model_alias("amlp-segmenter", "champion", "2")
-    assert find_reference(registration=second) == "2"
-    decision = registry.judge(second)
-    assert (decision.outcome, decision.reason) == ("refuse", "same_model")
+    assert find_reference(registry.client, second) == "1"
 
 
-def test_the_champion_before_is_remembered(registry: Registry) -> None:
-    registry.register(BAD - 2)
+def test_a_champion_that_somebody_made_by_hand_counts_until_there_are_decisions(registry: Registry) -> None:
+    first = registry.register(BAD - 2)
     registry.client.set_registered_model_alias("amlp-segmenter", "champion", "1")
-    registration = registry.register(GOOD)
-    record = registry.judge(registration).as_dict()
+    # It stands against itself.
+    assert find_reference(registry.client, first) == "1"
+    assert (decision := registry.judge(first)).outcome == "refuse" and decision.reason == "same_model"
+
+    candidate = registry.register(GOOD)
+    record = registry.judge(candidate).as_dict()
     for _ in range(2):  # a task may be tried again
-        promote(record=record, registration=registration)
+        registry.conclude(candidate, record, "1")
         assert registry.aliases == {"candidate": "2", "champion": "2", "previous_champion": "1"}
+    assert [entry.before for entry in read_history(registry.client, "amlp-segmenter").entries] == ["1"]
 
 
 def test_a_decision_about_another_champion_does_not_count(registry: Registry) -> None:
-    registration = registry.register(GOOD)
-    record = registry.judge(registration).as_dict()
-    registry.register(GOOD - 1)
-    registry.client.set_registered_model_alias("amlp-segmenter", "champion", "2")
-    with pytest.raises(UserError, match=r"judged against the model from scratch, and the champion is now .* version 2"):
-        promote(record=record, registration=registration)
+    first = registry.register(GOOD)
+    record = registry.judge(first).as_dict()
+    second = registry.register(GOOD - 1)
+    registry.conclude(second, registry.judge(second).as_dict())
+    with pytest.raises(UserError, match=r"judged against the model from scratch, and the champion is now version 2"):
+        registry.conclude(first, record)
     assert registry.aliases["champion"] == "2"
 
 
-def test_a_decision_to_keep_or_about_another_candidate_promotes_nobody(registry: Registry) -> None:
-    registration = registry.register(GOOD)
-    record = registry.judge(registration).as_dict()
-    with pytest.raises(UserError, match="the decision is to keep"):
-        promote(record=record | {"outcome": "keep"}, registration=registration)
+def test_a_decision_about_another_candidate_promotes_nobody(registry: Registry) -> None:
+    record = registry.judge(registry.register(GOOD)).as_dict()
     with pytest.raises(UserError, match="about amlp-segmenter version 1"):
-        promote(record=record, registration=registry.register(GOOD - 1))
+        registry.conclude(registry.register(GOOD - 1), record)
     assert "champion" not in registry.aliases
 
 
@@ -181,10 +177,3 @@ def test_another_test_split_is_refused(registry: Registry) -> None:
     mask = registry.root / "data/ingest/masks/case_00.png"
     shutil.copy(mask.with_name("case_03.png"), mask)
     assert registry.judge(registry.register(GOOD - 1)).reason == "other_data"
-
-
-def test_files_that_are_not_those_registered_are_told(registry: Registry) -> None:
-    registration = registry.register(GOOD)
-    write_model(registry.root / "models/segmenter", BAD)
-    with pytest.raises(UserError, match=r"segmenter\.pt: SHA-256"):
-        registry.judge(registration)
