@@ -374,8 +374,8 @@ def build_parser() -> argparse.ArgumentParser:
     promote = registry(
         "promote",
         _promote,
-        "ask the gate about a version, and make it champion if it may be; exit code 10 when the champion is kept, 11 when "
-        "the gate refuses, 12 when somebody was faster",
+        "ask the gate about a version, and make it champion if it may be; exit code 10 when the champion is kept, 11 "
+        "when the gate refuses, 12 when somebody was faster",
     )
     promote.add_argument("version", nargs="?", default="candidate", help="number or alias (default: candidate)")
     decides(promote, reason=False)

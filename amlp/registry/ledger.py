@@ -270,8 +270,8 @@ def _create(client: MlflowClient, name: str) -> None:
     try:
         client.create_registered_model(
             ledger_name(name),
-            description=f"Decisions about {name}, one a version, in order. `amlp promote` and `amlp rollback` write them, "
-            "`amlp history` reads them; never edit or delete one.",
+            description=f"Decisions about {name}, one a version, in order. `amlp promote` and `amlp rollback` write "
+            "them, `amlp history` reads them; never edit or delete one.",
         )
     except MlflowException as error:
         # Another one was first.

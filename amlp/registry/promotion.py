@@ -99,7 +99,7 @@ def judge(
     to beat.
 
     Args:
-        client: of the registry.
+        client: of the registry, within `tracking.connect`.
         candidate: that may become champion.
         reference: version of the champion, as `find_reference` finds it; empty where there is none.
         params: thresholds.
@@ -168,7 +168,7 @@ def conclude(
     """Write a decision down, and make the candidate champion if it is one to promote.
 
     Args:
-        client: of the registry.
+        client: of the registry, within `tracking.connect`.
         candidate: that was judged.
         record: `Decision.as_dict()`.
         reference: version that it was judged against, as `judge` was given it.
@@ -216,7 +216,7 @@ def rollback(
     """Make an earlier champion the champion again, without the gate.
 
     Args:
-        client: of the registry.
+        client: of the registry, within `tracking.connect`.
         name: of the registered segmenter.
         to: version; empty for the previous champion.
         reason: why; whoever reads the history must understand it.
@@ -258,6 +258,7 @@ def _download(version: ModelVersion, folder: Path) -> Path:
     mlflow = import_mlflow()
     place = f"models:/{version.name}/{version.version}"
     folder.mkdir(exist_ok=True)
+    # By the address that `connect` sets for the process: the client's own does not reach the registry's part.
     root = Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(folder)))
     [file] = root.rglob(_WEIGHTS)
     if (digest := sha256(file)) != version.tags["model_sha256"]:

@@ -6,6 +6,7 @@ No test image here has a lesion: a segmenter that calls nothing a lesion scores 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from amlp.registry.decision import Decision
 from amlp.registry.ledger import Entry, read_history
 from amlp.registry.promotion import Candidate, conclude, find_reference, judge
 from amlp.registry.register import register
+from amlp.registry.tracking import connect
 from tests.stage_outputs import write_stage_outputs
 
 GOOD, BAD = -20.0, 20.0
@@ -89,9 +91,10 @@ class Registry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def registry(tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     monkeypatch.chdir(tmp_path)
-    return Registry(tmp_path / "root", tracking_uri)
+    with connect(tracking_uri):
+        yield Registry(tmp_path / "root", tracking_uri)
 
 
 def test_a_first_champion_beats_the_model_from_scratch_and_the_next_one_the_champion(registry: Registry) -> None:
