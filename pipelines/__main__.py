@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amlp.environment import quiet
+from amlp.environment import COMMIT_VARIABLE, quiet
 from amlp.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[
     from amlp.cluster.training import ClusterParams
     from amlp.data.versions import resolve_version
     from amlp.params import load_params, parse_params, parse_section
-    from amlp.registry.lineage import COMMIT_VARIABLE, code_version
+    from amlp.registry.lineage import code_version
     from pipelines.arguments import DataSource, pipeline_arguments
 
     params = load_params(args.params)
