@@ -62,6 +62,8 @@ def _cluster(args: argparse.Namespace) -> ClusterParams:
         "owner": args.owner,
         "queue": args.queue,
         "gpus": args.gpus,
+        "cpu": args.cpu,
+        "memory": args.memory,
         "node_selector": _pairs(args.node_selector),
         "tolerations": [_json(text) for text in args.toleration],
         "deadline_hours": args.deadline_hours,
@@ -295,6 +297,8 @@ def build_parser() -> argparse.ArgumentParser:
         add("--launcher", choices=("pod", "rayjob"), default="pod", help="where trainings run (default: pod)")
         add("--work", default="", metavar="S3", help="s3://bucket/prefix for checkpoints and a Ray cluster's files")
         add("--gpus", type=int, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)")
+        add("--cpu", default="4", metavar="N", help="of a training's pod (default: 4)")
+        add("--memory", default="24Gi", metavar="SIZE", help="of a training's pod (default: 24Gi)")
         add("--node-selector", action="append", default=[], metavar="KEY=VALUE", help="may be given several times")
         add("--toleration", action="append", default=[], metavar="JSON", help="may be given several times")
         add("--queue", default="", help="of Kueue, for RayJobs")

@@ -27,6 +27,9 @@ class ClusterParams(Section):
     launcher: Literal["pod", "rayjob"] = "pod"
     # s3://bucket/prefix for checkpoints, and what a Ray cluster reads and writes; empty keeps checkpoints in the pod.
     work: Annotated[str, Field(pattern=r"^(s3://[^/]+(/.*)?)?$")] = ""
+    # What a training's pod asks for.
+    cpu: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "4"
+    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]i?$")] = "24Gi"
     # For `rayjob`:
     image: str = ""
     template: str = "/etc/amlp/rayjob.yaml"

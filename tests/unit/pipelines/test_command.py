@@ -112,6 +112,15 @@ def test_code_that_nobody_could_name_is_not_submitted(
     assert "set AMLP_GIT_COMMIT" in capsys.readouterr().err and not api.posted
 
 
+def test_a_training_asks_for_what_it_is_given(api: KubeflowApi, folder: Path) -> None:
+    assert main(["submit", "--host", api.host, "--cpu", "2", "--memory", "8Gi", "--deadline-hours", "3"]) == 0
+    run = posted(api, "/runs")
+    resources = pipeline(run)["deploymentSpec"]["executors"]["exec-finetune"]["container"]["resources"]
+    assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("2", "8Gi")
+    pods = run["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert int(pods["exec-finetune"]["activeDeadlineSeconds"]) == 3 * 3600
+
+
 def test_a_schedule_runs_once_at_a_time_and_does_not_make_up_for_the_past(api: KubeflowApi, folder: Path) -> None:
     assert main(["schedule", "0 0 3 * * 1", "--host", api.host, "--name", "weekly"]) == 0
     made = posted(api, "/recurringruns")
@@ -155,6 +164,7 @@ def test_the_state_of_a_run_is_shown_task_by_task(
         (["--launcher", "rayjob", "--work", "s3://bucket"], "pretrain.num_workers: 0"),
         (["--work", "/nfs"], "work: "),
         (["--data-repo", "no-such-folder", "--data-path", "images"], "no-such-folder at main"),
+        (["--memory", "8 GB"], "memory: "),
         (["--params", "none.yaml"], "none.yaml"),
         (["--data-repo", "https://me:t0ken@example.org/images.git", "--data-path", "images"], "no user or password"),
     ],
