@@ -42,7 +42,7 @@ IMAGES := train stages pipeline mlflow
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format lock lock-check bench-mps \
-  bench-pretrain bench-gate images image-test k8s-dev-secrets pipeline-local clean
+  bench-pretrain bench-gate images image-test k8s-dev k8s-dev-secrets pipeline-local clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -143,6 +143,13 @@ image-test: setup images ## build the images and run the tests that start them
 
 k8s-dev-secrets: ## write random secrets for k8s/overlays/dev, once
 	$(PYTHON) k8s/dev_secrets.py
+
+k8s-dev: k8s-dev-secrets ## set MLflow, PostgreSQL and S3 up in the cluster that kubectl names, and wait for them
+	kubectl apply -k k8s/overlays/dev
+	kubectl -n amlp rollout status statefulset/postgres --timeout=10m
+	kubectl -n amlp rollout status statefulset/seaweedfs --timeout=10m
+	kubectl -n amlp wait --for=condition=complete job/s3-buckets --timeout=10m
+	kubectl -n amlp rollout status deployment/mlflow --timeout=10m
 
 clean: ## remove what the pipeline wrote here, its cache and its MLflow database; .venv and workspaces stay
 	rm -rf data models evaluation registration.json report.html dvc_plots .amlp mlflow.db mlartifacts .dvc/cache .dvc/tmp

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from amlp.errors import UserError
+
 # Nobody is told what runs here, and nothing is fetched from a model hub while it runs.
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -16,6 +18,8 @@ QUIET = {
 
 # Set in a pipeline's tasks: the run's id, and the address under which people open its pages.
 PIPELINE_RUN, PIPELINE_PAGES = "AMLP_PIPELINE_RUN", "AMLP_PIPELINE_PAGES"
+# Set where there is no repository to ask, such as in a container image; "-dirty" at the end as in `git describe`.
+COMMIT_VARIABLE = "AMLP_GIT_COMMIT"
 # Set in a task that launches a RayJob: its own pod.
 POD_NAME, POD_UID = "AMLP_POD_NAME", "AMLP_POD_UID"
 
@@ -24,3 +28,20 @@ def quiet() -> None:
     """Turn telemetry and downloads off, unless the user's environment says otherwise."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def check_code(git_commit: str) -> None:
+    """Check that the image that runs here was built from a commit; anywhere else there is nothing to check.
+
+    Args:
+        git_commit: that the run was submitted from, with "-dirty" behind it where files differed from it.
+
+    Raises:
+        UserError: it was built from another.
+    """
+    stated = os.environ.get(COMMIT_VARIABLE)
+    if stated and stated != git_commit:
+        raise UserError(
+            f"The run was submitted from commit {git_commit}, and this image was built from {stated}. Submit from the "
+            "clone that the images were built from, or build and name images of that commit."
+        )

@@ -77,5 +77,4 @@ def train(name: str, params: str, gpus: str, shards: str, encoder: str, out: str
         shards=Path(shards),
         encoder=Path(encoder) if encoder else None,
         out=Path(out),
-        pod_gpus=cluster.gpus,
     )

@@ -21,9 +21,8 @@ def ingest(params: str, data_uri: str, data_md5: str, git_commit: str, cases: Ou
 
     from amlp.data.ingest import ingest
     from amlp.data.versions import fetch_version
-    from amlp.environment import quiet
+    from amlp.environment import check_code, quiet
     from amlp.params import parse_params
-    from amlp.registry.lineage import check_code
 
     quiet()
     check_code(git_commit)

@@ -32,9 +32,8 @@ def register(
     import tempfile
     from pathlib import Path
 
-    from amlp.environment import quiet
+    from amlp.environment import check_code, quiet
     from amlp.params import parse_params
-    from amlp.registry.lineage import check_code
     from amlp.registry.links import write_links
     from amlp.registry.register import register
 

@@ -7,13 +7,14 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amlp.environment import quiet
-from amlp.errors import UserError
+from amlp.environment import COMMIT_VARIABLE, quiet
+from amlp.errors import UserError, without_credentials
 
 if TYPE_CHECKING:
     from amlp.cluster.training import ClusterParams
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 # Where Kubeflow's API wants a token, it is read from here: a command line can be seen by others.
 TOKEN_VARIABLE = "AMLP_KUBEFLOW_TOKEN"
 TRAIN_IMAGE = os.environ.get("AMLP_TRAIN_IMAGE") or "amlp-train:0.1.0"
+# Variables that name the images, and when each is needed.
+_IMAGES = {"AMLP_STAGES_IMAGE": "", "AMLP_PIPELINE_IMAGE": "", "AMLP_TRAIN_IMAGE": "rayjob"}
+# Seconds for which an API that does not answer is borne, while a run is watched.
+OUTAGE = 300.0
+# Seconds between two looks at a run.
+PAUSE = 10.0
+# That k8s/ fills, and whose Profile runs belong to.
+NAMESPACE = "amlp"
 # Exit code of `status` while the run has not ended.
 RUNNING = 3
 
@@ -30,17 +39,43 @@ def _compile(args: argparse.Namespace) -> int:
 
     if args.out.suffix != ".yaml":
         raise UserError(f"--out: {args.out} does not end in .yaml, and Kubeflow takes no other file")
-    write_pipeline(args.out)
+    write_pipeline(args.out, cluster=_cluster(args))
+    for name in _unnamed(args):
+        print(f"{name} is not set: the tasks name an image of this release, which no registry has.", file=sys.stderr)
     print(f"Wrote {args.out}")
     return 0
 
 
+def _unnamed(args: argparse.Namespace) -> list[str]:
+    """The images that nobody named and that the pipeline needs."""
+    return [name for name, only in _IMAGES.items() if not os.environ.get(name) and only in ("", args.launcher)]
+
+
+def _cluster(args: argparse.Namespace) -> ClusterParams:
+    from amlp.cluster.training import ClusterParams
+    from amlp.params import parse_section
+
+    settings = {
+        "launcher": args.launcher,
+        "work": args.work,
+        "image": TRAIN_IMAGE,
+        "owner": args.owner,
+        "queue": args.queue,
+        "gpus": args.gpus,
+        "cpu": args.cpu,
+        "memory": args.memory,
+        "node_selector": _pairs(args.node_selector),
+        "tolerations": [_json(text) for text in args.toleration],
+        "deadline_hours": args.deadline_hours,
+    }
+    return parse_section(ClusterParams, settings, "the command line")
+
+
 def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[str, Any], ClusterParams, bool]:
     """Return a run's arguments, where its trainings run, and whether the cache may be used."""
-    from amlp.cluster.training import ClusterParams
     from amlp.data.versions import resolve_version
-    from amlp.params import load_params, parse_params, parse_section
-    from amlp.registry.lineage import COMMIT_VARIABLE, code_version
+    from amlp.params import load_params, parse_params
+    from amlp.registry.lineage import code_version
     from pipelines.arguments import DataSource, pipeline_arguments
 
     params = load_params(args.params)
@@ -49,21 +84,17 @@ def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[
         for section in ("pretrain", "finetune"):
             values[section]["num_workers"] = args.workers
         params = parse_params(values, f"{args.params} with --workers {args.workers}")
-    cluster = parse_section(
-        ClusterParams,
-        {
-            "launcher": args.launcher,
-            "work": args.work,
-            "image": TRAIN_IMAGE,
-            "owner": args.owner,
-            "queue": args.queue,
-            "gpus": args.gpus,
-            "node_selector": _pairs(args.node_selector),
-            "tolerations": [_json(text) for text in args.toleration],
-            "deadline_hours": args.deadline_hours,
-        },
-        "the command line",
-    )
+    cluster = _cluster(args)
+    if unnamed := _unnamed(args):
+        raise UserError(
+            f"{', '.join(unnamed)}: not set. Name the images that `make images` built and a registry has, by commit or "
+            "digest: export AMLP_STAGES_IMAGE=registry.example.com/amlp/stages:COMMIT"
+        )
+    if without_credentials(args.data_repo) != args.data_repo:
+        raise UserError(
+            f"--data-repo {without_credentials(args.data_repo)}: the address must hold no user or password, for "
+            "Kubeflow and MLflow write it down with the run."
+        )
     data = DataSource(args.data_repo, args.data_rev, args.data_path)
     if data.repo:
         # Asked here too: a mistake is told now and not by a task, and a branch means what it meant at this moment.
@@ -102,8 +133,8 @@ def _json(text: str) -> Any:
 
 
 @contextmanager
-def _kubeflow(args: argparse.Namespace) -> Iterator[Any]:
-    """Connect to Kubeflow's API.
+def _kubeflow(args: argparse.Namespace) -> Iterator[tuple[Any, str | None]]:
+    """Connect to Kubeflow's API; yields its client, and the namespace of the runs where users have different ones.
 
     Raises:
         UserError: it does not answer, or refuses; also within the block.
@@ -117,9 +148,14 @@ def _kubeflow(args: argparse.Namespace) -> Iterator[Any]:
     from urllib3.exceptions import HTTPError
 
     try:
-        yield kfp_client.Client(
-            host=args.host, namespace=args.namespace, existing_token=os.environ.get(TOKEN_VARIABLE) or None
-        )
+        client = kfp_client.Client(host=args.host, existing_token=os.environ.get(TOKEN_VARIABLE) or None)
+        many = client.get_kfp_healthz().multi_user
+        if args.namespace and not many:
+            raise UserError(
+                f"--namespace {args.namespace}: this Kubeflow has no users with namespaces of their own, and runs all "
+                "tasks in its own one; leave the option out."
+            )
+        yield client, (args.namespace or NAMESPACE) if many else None
     except ApiException as error:
         answer = f"{error.status} {error.reason}" if error.status else str(error)
         hint = f"; set {TOKEN_VARIABLE} to a token of yours" if error.status in (401, 403) else ""
@@ -143,7 +179,7 @@ def _submit(args: argparse.Namespace) -> int:
     from pipelines.compile import write_pipeline
 
     arguments, cluster, cached = _arguments(args)
-    with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as client:
+    with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as (client, namespace):
         package = Path(folder, "training.yaml")
         write_pipeline(package, cluster=cluster, cached=cached)
         run = client.create_run_from_pipeline_package(
@@ -151,7 +187,7 @@ def _submit(args: argparse.Namespace) -> int:
             arguments=arguments,
             run_name=args.name,
             experiment_name=args.experiment,
-            namespace=args.namespace,
+            namespace=namespace,
             service_account=args.service_account,
         )
         print(f"Run {run.run_id}")
@@ -162,10 +198,10 @@ def _schedule(args: argparse.Namespace) -> int:
     from pipelines.compile import write_pipeline
 
     arguments, cluster, cached = _arguments(args, follow=True)
-    with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as client:
+    with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as (client, namespace):
         package = Path(folder, "training.yaml")
         write_pipeline(package, cluster=cluster, follow_data=True, cached=cached)
-        experiment = client.create_experiment(args.experiment, namespace=args.namespace)
+        experiment = client.create_experiment(args.experiment, namespace=namespace)
         made = client.create_recurring_run(
             experiment.experiment_id,
             args.name or "amlp",
@@ -182,24 +218,37 @@ def _schedule(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    with _kubeflow(args) as client:
+    with _kubeflow(args) as (client, _):
         return _watch(client, args.run) if args.wait else _show(client.get_run(args.run))
 
 
 def _watch(client: Any, run_id: str) -> int:
-    import time
+    """Print what changes until the run ends; an API that is away for a while does not end that."""
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
 
     seen: dict[str, str] = {}
+    away: float | None = None
     while True:
-        run = client.get_run(run_id)
-        now = {name: state for name, state, _ in _tasks(run)}
-        for name, state in now.items():
-            if seen.get(name) != state:
-                print(f"{name}: {state}", flush=True)
-        seen = now
-        if run.state in _ENDED:
-            return _show(run)
-        time.sleep(10)
+        try:
+            run = client.get_run(run_id)
+        except (ApiException, HTTPError, OSError) as error:
+            status = getattr(error, "status", 0) or 500
+            if away is None and status >= 500:
+                print(f"Kubeflow does not answer, trying again: {status}", file=sys.stderr, flush=True)
+            away = time.monotonic() if away is None else away
+            if status < 500 or time.monotonic() - away >= OUTAGE:
+                raise
+        else:
+            away = None
+            states = {name: state for name, state, _ in _tasks(run)}
+            for name, state in states.items():
+                if seen.get(name) != state:
+                    print(f"{name}: {state}", flush=True)
+            seen = states
+            if run.state in _ENDED:
+                return _show(run)
+        time.sleep(PAUSE)
 
 
 # What Kubeflow calls the end of a run -> our exit code.
@@ -239,10 +288,26 @@ def build_parser() -> argparse.ArgumentParser:
     def kubeflow(to: argparse.ArgumentParser) -> None:
         text = "of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT, else the cluster's own)"
         to.add_argument("--host", default=os.environ.get("KF_PIPELINES_ENDPOINT"), metavar="URL", help=text)
-        to.add_argument("--namespace", default="amlp", help="that runs belong to (default: amlp)")
+        to.add_argument(
+            "--namespace", help=f"of the Profile that runs belong to (default: {NAMESPACE}, if there are any)"
+        )
+
+    def cluster_options(to: argparse.ArgumentParser) -> None:
+        add = to.add_argument
+        add("--launcher", choices=("pod", "rayjob"), default="pod", help="where trainings run (default: pod)")
+        add("--work", default="", metavar="S3", help="s3://bucket/prefix for checkpoints and a Ray cluster's files")
+        add("--gpus", type=int, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)")
+        add("--cpu", default="4", metavar="N", help="of a training's pod (default: 4)")
+        add("--memory", default="24Gi", metavar="SIZE", help="of a training's pod (default: 24Gi)")
+        add("--node-selector", action="append", default=[], metavar="KEY=VALUE", help="may be given several times")
+        add("--toleration", action="append", default=[], metavar="JSON", help="may be given several times")
+        add("--queue", default="", help="of Kueue, for RayJobs")
+        add("--owner", default="amlp", help="whom to ask about its RayJobs (default: amlp)")
+        add("--deadline-hours", type=float, default=24.0, metavar="N", help="of one try of a training (default: 24)")
 
     def run_options(to: argparse.ArgumentParser) -> None:
         kubeflow(to)
+        cluster_options(to)
         add = to.add_argument
         add("--params", type=Path, default=Path("params.yaml"), metavar="PATH", help="(default: params.yaml)")
         add("--name", help="of the run")
@@ -250,22 +315,15 @@ def build_parser() -> argparse.ArgumentParser:
         add("--data-repo", default="", metavar="GIT", help="repository whose images DVC keeps in S3")
         add("--data-rev", default="main", metavar="REV", help="its branch, tag or commit (default: main)")
         add("--data-path", default="", metavar="PATH", help="folder of the images in it")
-        add("--launcher", choices=("pod", "rayjob"), default="pod", help="where trainings run (default: pod)")
-        add("--work", default="", metavar="S3", help="s3://bucket/prefix for checkpoints and a Ray cluster's files")
         add("--share", default="", metavar="S3", help="s3://bucket/prefix that gets the report, with a link for 7 days")
         add("--workers", type=int, metavar="N", help="of a training (default: num_workers of the parameters)")
-        add("--gpus", type=int, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)")
-        add("--node-selector", action="append", default=[], metavar="KEY=VALUE", help="may be given several times")
-        add("--toleration", action="append", default=[], metavar="JSON", help="may be given several times")
-        add("--queue", default="", help="of Kueue, for RayJobs")
-        add("--owner", default="amlp", help="whom to ask about its RayJobs (default: amlp)")
-        add("--deadline-hours", type=float, default=24.0, metavar="N", help="of a RayJob (default: 24)")
         add("--service-account", metavar="NAME", help="of the tasks (default: Kubeflow's)")
         add("--no-cache", action="store_true", help="run every task, whatever was run before")
 
     added = command("compile", _compile, "write the training pipeline as YAML")
     added.add_argument("--out", type=Path, default=Path("pipelines/training.yaml"), metavar="PATH",
                        help="file to write (default: pipelines/training.yaml)")  # fmt: skip
+    cluster_options(added)
     added = command("submit", _submit, "run the training pipeline on Kubeflow")
     run_options(added)
     added.add_argument("--wait", action="store_true", help="until it ends; exit code 1 when it fails")

@@ -35,6 +35,7 @@ from typing import Any
 
 import psutil
 
+from amlp.cluster.storage import s3_client
 from amlp.environment import QUIET
 from amlp.errors import UserError
 
@@ -170,17 +171,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client of this server, whatever the environment says."""
-        import boto3
-        from botocore.config import Config
-
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.key,
-            aws_secret_access_key=self.secret,
-            region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}),
-        )
+        return s3_client(self.environment)
 
 
 @contextmanager

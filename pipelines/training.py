@@ -47,7 +47,7 @@ def training_pipeline(cluster: ClusterParams | None = None, *, follow_data: bool
     """
     cluster = cluster or ClusterParams()
     # GPUs are an input: a model trained on one is another than a model trained without.
-    settings = cluster.model_dump_json(exclude={"gpus"})
+    settings = cluster.model_dump_json(exclude={"gpus", "cpu", "memory"})
 
     def put(task: dsl.PipelineTask, pod: Pod) -> dsl.PipelineTask:
         if not cached:
@@ -157,7 +157,7 @@ def _training_pod(cluster: ClusterParams) -> Pod:
     if cluster.launcher == "rayjob":
         # Longer than the Ray cluster may take, so that it is the launcher that ends it and tells why.
         return Pod(cpu="1", memory="4Gi", hours=cluster.deadline_hours + 1)
-    return Pod(cpu="4", memory="24Gi", hours=cluster.deadline_hours)
+    return Pod(cpu=cluster.cpu, memory=cluster.memory, hours=cluster.deadline_hours)
 
 
 training = training_pipeline()

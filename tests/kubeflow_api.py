@@ -20,16 +20,24 @@ class KubeflowApi:
     runs: list[dict[str, Any]] = field(default_factory=list)
     # An HTTP status to refuse everything with.
     refuse: int = 0
+    # Statuses to refuse the next looks at a run with, one after the other.
+    storm: list[int] = field(default_factory=list)
+    # Users have namespaces of their own.
+    multi_user: bool = True
     posted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     host: str = ""
 
     def answer(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         if method == "POST":
+            # As the real one: it knows whose a run is by its experiment's namespace, or there is only its own.
+            names = body.get("namespace") if path == "/experiments" else None
+            if path == "/experiments" and bool(names) != self.multi_user:
+                return None
             self.posted.append((path, body))
         match method, path:
             case "GET", "/healthz":
-                return {"multi_user": False}
+                return {"multi_user": self.multi_user}
             case "GET", "/experiments":
                 return {}
             case "POST", "/experiments":
@@ -56,10 +64,12 @@ def kubeflow_api() -> Iterator[KubeflowApi]:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else {}
             api.tokens.add(self.headers.get("authorization") or "")
-            answer = None
-            if not api.refuse:
+            answer, refuse = None, api.refuse
+            if api.storm and "/runs/" in self.path:
+                refuse = api.storm.pop(0)
+            if not refuse:
                 answer = api.answer(self.command, self.path.partition("?")[0].removeprefix(_ROOT), body)
-            code = api.refuse or (404 if answer is None else 200)
+            code = refuse or (404 if answer is None else 200)
             data = json.dumps(answer if answer is not None else {"error": "the API refuses", "code": 5}).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")

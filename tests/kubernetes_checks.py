@@ -487,7 +487,7 @@ def rayjobs(objects: list[Object]) -> list[str]:
                 wrong.append(f"{name}: RAY_AUTH_MODE")
             if values.get("RAY_USAGE_STATS_ENABLED") != "0":
                 wrong.append(f"{name}: telemetry")
-            if sources != {"amlp-settings", "amlp-s3", "amlp-mlflow-client"}:
+            if sources != {"amlp-settings", "amlp-s3"}:
                 wrong.append(f"{name}: {sources}")
             if template["metadata"]["labels"].get("amlp/role") != "ray":
                 wrong.append(f"{name}: no policy applies")

@@ -32,6 +32,7 @@ import yaml
 from amlp.errors import UserError
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+GPU = "nvidia.com/gpu"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 RUN_LABEL, OWNER_LABEL, TASK_LABEL = "amlp/pipeline-run", "amlp/owner", "amlp/task"
 # Containers of the head that print the job's log: our template's, and KubeRay's in SidecarMode.
@@ -151,6 +152,9 @@ class JobRequest:
         node_selector: labels of the nodes for the workers.
         tolerations: taints that the workers bear, as Kubernetes writes them.
         queue: of Kueue; empty without.
+        pod_name: of the pod that launches. The RayJob is its property, so that Kubernetes deletes it with the pod at
+            the latest, should nobody else.
+        pod_uid: of that pod; empty where no pod launches.
     """
 
     run_id: str
@@ -161,10 +165,11 @@ class JobRequest:
     owner: str = "amlp"
     workers: int = 1
     gpus: int = 0
-    gpu_resource: str = "nvidia.com/gpu"
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()
     queue: str = ""
+    pod_name: str = ""
+    pod_uid: str = ""
     deadlines: Deadlines = field(default_factory=Deadlines)
 
     @property
@@ -239,6 +244,11 @@ def build(template: Mapping[str, Any], request: JobRequest) -> dict[str, Any]:
     if request.queue:
         labels[QUEUE_LABEL] = request.queue
     metadata["labels"] = (metadata.get("labels") or {}) | labels
+    if request.pod_uid:
+        # Needs no right beyond those to create and delete, as it holds nothing back.
+        metadata["ownerReferences"] = [
+            {"apiVersion": "v1", "kind": "Pod", "name": request.pod_name, "uid": request.pod_uid}
+        ]
     spec = job["spec"]
     spec["entrypoint"] = shlex.join(request.entrypoint)
     # Should this process die, KubeRay ends what nobody watches.
@@ -257,9 +267,9 @@ def build(template: Mapping[str, Any], request: JobRequest) -> dict[str, Any]:
     resources = pod["containers"][0].setdefault("resources", {})
     for kind in ("requests", "limits"):
         amounts = resources.setdefault(kind, {})
-        amounts.pop(request.gpu_resource, None)
+        amounts.pop(GPU, None)
         if request.gpus:
-            amounts[request.gpu_resource] = request.gpus
+            amounts[GPU] = request.gpus
     if request.node_selector:
         pod["nodeSelector"] = (pod.get("nodeSelector") or {}) | dict(request.node_selector)
     if request.tolerations:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from amlp.cluster.rayjob import JobRequest, submit
 from amlp.cluster.stage import STAGES
 from amlp.cluster.storage import absolute, check_storage, fetch, publish_once, write
+from amlp.environment import COMMIT_VARIABLE
 from amlp.errors import UserError
 from amlp.params import Params
 
@@ -52,5 +54,9 @@ def run_as_rayjob(
     if encoder:
         words += ["--encoder", publish_once(encoder, f"{work}/inputs")]
     words += ["--state", f"{work}/state", "--out", f"{ours}/out"]
+    if request.gpus:
+        words += ["--gpus", str(request.gpus * workers)]
+    if commit := os.environ.get(COMMIT_VARIABLE):
+        words += ["--commit", commit]
     submit(template=template, request=replace(request, entrypoint=words, workers=workers), host=host)
     fetch(f"{ours}/out", out)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from amlp.cluster.storage import check_storage, pin, read
-from amlp.environment import quiet
+from amlp.environment import check_code, quiet
 from amlp.errors import UserError
 from amlp.params import Params, parse_params
 
@@ -75,12 +75,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--state", "where a killed run goes on from"),
     ):
         parser.add_argument(flag, required=True, metavar="PLACE", help=f"{text}; s3://bucket/prefix or a shared path")
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="that the cluster must have (default: 0)")
+    parser.add_argument("--commit", default="", help="that the image must be built from (default: any)")
     parser.add_argument("--encoder", metavar="PLACE", help="what pretrain published; finetune alone takes it")
     args = parser.parse_args(argv)
     if (args.stage == "finetune") != bool(args.encoder):
         parser.error("finetune needs --encoder, and the other stages take none")
     quiet()
     try:
+        if args.commit:
+            check_code(args.commit)
+        if args.gpus:
+            from amlp.training.launch import check_gpus
+
+            check_gpus(args.gpus)
         run_stage(
             stage=args.stage,
             params=read_params(args.params),

@@ -19,7 +19,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,23 +50,34 @@ class StorageError(UserError):
 
 def endpoint() -> str | None:
     """The S3 server's address when it is not AWS itself."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    return _endpoint(os.environ)
 
 
-def s3_client() -> Any:
+def _endpoint(environment: Mapping[str, str]) -> str | None:
+    return environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None
+
+
+def s3_client(environment: Mapping[str, str] | None = None) -> Any:
     """Return a boto3 client with bounded waits: 5 tries a request, 5 s to connect, 60 s without a byte.
 
-    One client serves the process, threads included, until the environment's AWS settings change.
+    One client serves the process, threads included, until the settings change.
+
+    Args:
+        environment: with other settings than the process's, by the same names.
     """
-    return _s3_client(tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))))
+    settings = os.environ if environment is None else environment
+    chosen = tuple(sorted((name, value) for name, value in settings.items() if name.startswith("AWS_")))
+    return _s3_client(chosen, own=environment is not None)
 
 
-@functools.lru_cache(maxsize=2)
-def _s3_client(_settings: tuple[tuple[str, str], ...]) -> Any:
+@functools.lru_cache(maxsize=4)
+def _s3_client(settings: tuple[tuple[str, str], ...], *, own: bool) -> Any:
     # Making one takes half a second, and a training saves its state after every epoch or few.
     import boto3
     from botocore.config import Config
 
+    values = dict(settings)
+    address = _endpoint(values)
     config = Config(
         connect_timeout=5,
         read_timeout=60,
@@ -76,12 +87,17 @@ def _s3_client(_settings: tuple[tuple[str, str], ...]) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         # bucket.host does not resolve on a server of one's own.
-        s3={"addressing_style": "path" if endpoint() else "auto"},
+        s3={"addressing_style": "path" if address else "auto"},
         # Without a region, presigned links would be signed in a way that newer servers refuse.
         signature_version="s3v4",
     )
+    keys = {
+        "aws_access_key_id": values.get("AWS_ACCESS_KEY_ID"),
+        "aws_secret_access_key": values.get("AWS_SECRET_ACCESS_KEY"),
+        "region_name": values.get("AWS_DEFAULT_REGION"),
+    }
     # A session of its own: boto3's shared one keeps the first credentials it saw.
-    return boto3.session.Session().client("s3", endpoint_url=endpoint(), config=config)
+    return boto3.session.Session(**keys if own else {}).client("s3", endpoint_url=address, config=config)
 
 
 def is_remote(place: Path | str) -> bool:
@@ -250,10 +266,13 @@ def _describe(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]],
     return files, entries, json.dumps({"files": entries}, indent=2, sort_keys=True).encode()
 
 
-def publish(folder: Path, place: Path | str) -> str:
+def publish(folder: Path, place: Path | str, *, anew: bool = True) -> str:
     """Copy a folder to a place: the files first, the manifest last.
 
     What stood there counts as half-written from the first moment on; files that only the old one had stay unread.
+
+    Args:
+        anew: False where the place is named by its content: another writer of the same must not be taken back.
 
     Returns:
         The manifest's SHA-256.
@@ -270,7 +289,8 @@ def publish(folder: Path, place: Path | str) -> str:
     bucket, prefix = split_uri(uri)
     client = s3_client()
     with _explained(uri):
-        client.delete_object(Bucket=bucket, Key=f"{prefix}/{MANIFEST}".lstrip("/"))
+        if anew:
+            client.delete_object(Bucket=bucket, Key=f"{prefix}/{MANIFEST}".lstrip("/"))
         for name, path in files.items():
             extra = {"Metadata": {"sha256": entries[name]["sha256"]}}
             client.upload_file(str(path), bucket, f"{prefix}/{name}".lstrip("/"), ExtraArgs=extra)
@@ -283,7 +303,7 @@ def publish_once(folder: Path, root: Path | str) -> str:
     digest = hashlib.sha256(_describe(folder)[2]).hexdigest()
     place = f"{absolute(root)}/{digest}"
     if read(f"{place}/{MANIFEST}") is None:
-        publish(folder, place)
+        publish(folder, place, anew=False)
     return place
 
 

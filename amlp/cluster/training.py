@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from amlp.environment import PIPELINE_RUN
+from amlp.cluster.storage import check_storage
+from amlp.environment import PIPELINE_RUN, POD_NAME, POD_UID
 from amlp.errors import UserError
 from amlp.params import Count, Params, PositiveFloat, Section
 
@@ -26,15 +27,19 @@ class ClusterParams(Section):
     launcher: Literal["pod", "rayjob"] = "pod"
     # s3://bucket/prefix for checkpoints, and what a Ray cluster reads and writes; empty keeps checkpoints in the pod.
     work: Annotated[str, Field(pattern=r"^(s3://[^/]+(/.*)?)?$")] = ""
+    # What a training's pod asks for.
+    cpu: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "4"
+    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]i?$")] = "24Gi"
     # For `rayjob`:
     image: str = ""
     template: str = "/etc/amlp/rayjob.yaml"
     owner: str = "amlp"
     queue: str = ""
-    # GPUs of each worker.
+    # Of each worker of a Ray cluster, or of a training's pod.
     gpus: Count = 0
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, Any]] = Field(default_factory=list)
+    # Of one try; a task that is tried again has as long again.
     deadline_hours: PositiveFloat = 24.0
     start_minutes: PositiveFloat = 60.0
 
@@ -42,6 +47,8 @@ class ClusterParams(Section):
     def _whole(self) -> ClusterParams:
         if self.launcher == "rayjob" and not (self.work and self.image):
             raise ValueError("launcher rayjob needs `work`, where Ray's nodes find their files, and `image`")
+        if self.launcher == "rayjob" and self.gpus > 1:
+            raise ValueError(f"gpus: {self.gpus}: a Ray worker trains on one GPU; give 1, and more workers")
         return self
 
 
@@ -53,7 +60,6 @@ def run_training(
     encoder: Path | None,
     out: Path,
     cluster: ClusterParams,
-    pod_gpus: int = 0,
 ) -> None:
     """Run stage `pretrain`, `finetune` or `scratch` where `cluster` says.
 
@@ -64,7 +70,6 @@ def run_training(
         encoder: what pretrain wrote.
         out: folder to write.
         cluster: where, and on what.
-        pod_gpus: that this task's pod was given.
 
     Raises:
         UserError: bad parameters or inputs, storage that fails, or GPUs that PyTorch does not see.
@@ -73,17 +78,19 @@ def run_training(
     if cluster.launcher == "rayjob":
         _run_as_rayjob(stage=stage, params=params, shards=shards, encoder=encoder, out=out, cluster=cluster)
         return
-    if pod_gpus:
+    if cluster.gpus:
         import torch
 
         # Else it would train on the CPU, a hundred times longer, and hold the GPU.
-        if (seen := torch.cuda.device_count()) < pod_gpus:
+        if (seen := torch.cuda.device_count()) < cluster.gpus:
             raise UserError(
-                f"{stage}: the pod was given {pod_gpus} GPU(s) and PyTorch sees {seen}; look at the node's driver and "
-                "device plugin, and that the image's CUDA is not newer than the driver."
+                f"{stage}: the pod was given {cluster.gpus} GPU(s) and PyTorch sees {seen}; look at the node's driver "
+                "and device plugin, and that the image's CUDA is not newer than the driver."
             )
     with tempfile.TemporaryDirectory() as temporary:
         state = f"{cluster.work}/state" if cluster.work else temporary
+        # Before hours are spent on what could not be kept.
+        check_storage(state)
         if stage == "pretrain":
             from amlp.training.pretrain import pretrain
 
@@ -113,6 +120,8 @@ def _run_as_rayjob(
         queue=cluster.queue,
         node_selector=cluster.node_selector,
         tolerations=cluster.tolerations,
+        pod_name=os.environ.get(POD_NAME, ""),
+        pod_uid=os.environ.get(POD_UID, ""),
         deadlines=Deadlines(total=cluster.deadline_hours * 3600, pre_running=cluster.start_minutes * 60),
     )
     run_as_rayjob(

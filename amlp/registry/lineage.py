@@ -13,11 +13,10 @@ from pathlib import Path
 import yaml
 
 import amlp
+from amlp.environment import COMMIT_VARIABLE
 from amlp.errors import UserError
 from amlp.params import Params
 
-# Set where there is no repository to ask, such as in a container image; "-dirty" at the end as in `git describe`.
-COMMIT_VARIABLE = "AMLP_GIT_COMMIT"
 # The pipeline writes these while it runs, so a difference in them says nothing about the code.
 _OUTPUTS = ("dvc.lock", "data", "models", "evaluation", "registration.json", "report.html", "dvc_plots")
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -113,23 +112,6 @@ def code_version(root: Path) -> tuple[str, bool | None]:
             changes = _git(folder, "status", "--porcelain", "--", ":/", *outputs, ":(exclude,top)workspaces")
             return commit, None if changes is None else bool(changes)
     return "unknown", None
-
-
-def check_code(git_commit: str) -> None:
-    """Check that the image that runs here was built from a commit; anywhere else there is nothing to check.
-
-    Args:
-        git_commit: that is going to be recorded, with "-dirty" behind it where files differed from it.
-
-    Raises:
-        UserError: it was built from another.
-    """
-    stated = os.environ.get(COMMIT_VARIABLE)
-    if stated and stated != git_commit:
-        raise UserError(
-            f"The run was submitted from commit {git_commit}, and this image was built from {stated}. Submit from the "
-            "clone that the images were built from, or build and name images of that commit."
-        )
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

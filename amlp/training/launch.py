@@ -71,11 +71,28 @@ def _use_gpu(workers: int) -> bool:
     """Whether each worker can have a GPU; asks the cluster, for its head, where this runs, often has none."""
     if workers == 0:
         return torch.cuda.is_available()
+    return _cluster_gpus() >= workers
+
+
+def _cluster_gpus() -> int:
     import ray
 
     if not ray.is_initialized():
         ray.init(log_to_driver=True)
-    return bool(ray.cluster_resources().get("GPU", 0) >= workers)
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def check_gpus(count: int) -> None:
+    """Check that the Ray cluster has as many GPUs as were asked for: else it would train without, for days.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if (found := _cluster_gpus()) < count:
+        raise UserError(
+            f"The Ray cluster has {found} GPUs, {count} were asked for; look at its workers' pods, the nodes' drivers "
+            "and the device plugin."
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +140,13 @@ def this_worker() -> Worker:
 
     _hush()
     context = ray.train.get_context()
-    return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    if device.type == "cpu" and ray.is_initialized() and ray.get_gpu_ids():
+        raise UserError(
+            f"Ray gave this worker GPU {ray.get_gpu_ids()} and PyTorch sees none; look at the node's driver, and that "
+            "the image's CUDA is not newer than the driver."
+        )
+    return Worker(context.get_world_rank(), context.get_world_size(), device)
 
 
 def check_shares(batch: int, workers: int, name: str) -> None:

@@ -6,14 +6,18 @@ No operator runs here, so the test itself does what the RayJob's entry point say
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from amlp.cluster import storage
 from amlp.cluster.rayjob import JobFailed, JobRequest
 from amlp.cluster.remote import run_as_rayjob
 from amlp.cluster.stage import read_params
+from amlp.cluster.training import ClusterParams, run_training
 from amlp.errors import UserError
 from amlp.params import Params
 from tests.kube_api import KubeApi, kube_api
@@ -84,3 +88,85 @@ def test_a_rayjob_without_workers_is_refused(bucket: str, folder: Path) -> None:
         with pytest.raises(UserError, match=r"finetune\.num_workers: 0"):
             run(api, bucket, folder, settings())
         assert not api.requests
+
+
+SUCCEEDED = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+CLUSTER: dict[str, Any] = {
+    "launcher": "rayjob", "image": "amlp-train:1", "template": str(TEMPLATE), "owner": "ada", "queue": "night",
+    "gpus": 1, "node_selector": {"pool": "gpu"}, "tolerations": [{"key": "spot", "operator": "Exists"}],
+    "deadline_hours": 2.0, "start_minutes": 5.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def task(bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch, api: KubeApi) -> ClusterParams:
+    """What a pipeline's task finds around it: a way to Kubernetes, its run, its pod."""
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "here", "users": [{"name": "me", "user": {}}],
+        "clusters": [{"name": "here", "cluster": {"server": api.host}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+    }  # fmt: skip
+    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
+    for name, value in (("PIPELINE_RUN", "run-7"), ("POD_NAME", "pod-1"), ("POD_UID", "uid-1"), ("GIT_COMMIT", "abc")):
+        monkeypatch.setenv(f"AMLP_{name}", value)
+    return ClusterParams(**CLUSTER, work=f"{bucket}/work")
+
+
+@pytest.fixture
+def api() -> Iterator[KubeApi]:
+    with kube_api() as api:
+        yield api
+
+
+def train(task: ClusterParams, folder: Path) -> None:
+    run_training(
+        stage="finetune", params=two_workers(), shards=folder / "shards", encoder=folder / "encoder",
+        out=folder / "out", cluster=task,
+    )  # fmt: skip
+
+
+def test_a_pipelines_task_trains_on_a_ray_cluster_of_its_own(api: KubeApi, task: ClusterParams, folder: Path) -> None:
+    def operate() -> None:
+        with storage.output_dir(options(api)["--out"]) as out:
+            (out / "segmenter.pt").write_bytes(b"trained")
+
+    api.before_get, api.statuses = operate, [SUCCEEDED]
+    train(task, folder)
+    assert (folder / "out" / "segmenter.pt").read_bytes() == b"trained" and api.deleted
+
+    [job] = api.created
+    assert job["metadata"]["name"].startswith("amlp-finetune-run-7-")
+    labels = job["metadata"]["labels"]
+    assert (labels["amlp/owner"], labels["kueue.x-k8s.io/queue-name"]) == ("ada", "night")
+    assert job["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "pod-1", "uid": "uid-1"}]
+    assert (job["spec"]["activeDeadlineSeconds"], job["spec"]["preRunningDeadlineSeconds"]) == (7200, 300)
+    [workers] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    assert workers["replicas"] == 2 and pod["nodeSelector"]["pool"] == "gpu"
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert {"key": "spot", "operator": "Exists"} in pod["tolerations"]
+    # The cluster is checked for both before anything is trained.
+    given = options(api)
+    assert (given["--gpus"], given["--commit"]) == ("2", "abc")
+
+
+def test_a_task_without_a_run_names_no_rayjob(
+    api: KubeApi, task: ClusterParams, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMLP_PIPELINE_RUN")
+    with pytest.raises(UserError, match="AMLP_PIPELINE_RUN is not set"):
+        train(task, folder)
+    assert not api.requests
+
+
+def test_storage_that_fails_is_told_before_a_pod_trains(task: ClusterParams, folder: Path) -> None:
+    in_pod = task.model_copy(update={"launcher": "pod", "gpus": 0, "work": "s3://no-such-bucket/work"})
+    with pytest.raises(storage.StorageError, match="no such bucket"):
+        train(in_pod, folder)
+
+
+def test_a_ray_worker_has_one_gpu() -> None:
+    with pytest.raises(ValueError, match="a Ray worker trains on one GPU"):
+        ClusterParams(**CLUSTER | {"gpus": 2}, work="s3://b/work")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
 
 from amlp.cluster import storage
 from amlp.cluster.stage import main
@@ -88,3 +89,16 @@ def test_missing_inputs_are_told_before_training(bucket: str, capsys: pytest.Cap
     storage.write(f"{bucket}/run/params.json", b"{}")
     assert main(arguments(bucket, "pretrain", "encoder")) == 2
     assert "run/shards: no _manifest.json" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_not_what_was_asked_for_is_told_before_training(
+    bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMLP_GIT_COMMIT", "def")
+    assert main(arguments(bucket, "pretrain", "encoder", "--commit", "abc")) == 2
+    assert "submitted from commit abc, and this image was built from def" in capsys.readouterr().err
+    try:
+        assert main(arguments(bucket, "pretrain", "encoder", "--commit", "def", "--gpus", "2")) == 2
+    finally:
+        ray.shutdown()
+    assert "The Ray cluster has 0 GPUs, 2 were asked for" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_a_database_in_a_folder_that_vanishes_is_refused() -> None:
 
 IMAGES = DataSource("https://example.org/images.git", "main", "busi")
 ON_RAY = ClusterParams(
-    launcher="rayjob", work="s3://bucket/work", image="amlp-train:1", gpus=2, node_selector={"pool": "gpu"},
+    launcher="rayjob", work="s3://bucket/work", image="amlp-train:1", gpus=1, node_selector={"pool": "gpu"},
     tolerations=[{"key": "gpu", "operator": "Exists"}],
 )  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_nodes_are_those_of_the_pods_that_train() -> None:
     assert in_pod["node_selector"] == {"pool": "gpu"}
     assert in_pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     # What is trained on a GPU is not what is trained without, wherever.
-    assert on_ray["gpus"] == in_pod["gpus"] == "2"
+    assert on_ray["gpus"] == in_pod["gpus"] == "1"
 
 
 @pytest.mark.parametrize(

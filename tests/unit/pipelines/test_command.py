@@ -27,6 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with parameters; kfp's client keeps a file in HOME."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AMLP_GIT_COMMIT", "f" * 40)
+    for image in ("STAGES", "PIPELINE", "TRAIN"):
+        monkeypatch.setenv(f"AMLP_{image}_IMAGE", f"registry.example.com/amlp/{image.lower()}:1")
     monkeypatch.chdir(tmp_path)
     params = {"register": {"tracking_uri": "http://mlflow:5000"}, "pretrain": {"epochs": 7}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
@@ -110,6 +112,15 @@ def test_code_that_nobody_could_name_is_not_submitted(
     assert "set AMLP_GIT_COMMIT" in capsys.readouterr().err and not api.posted
 
 
+def test_a_training_asks_for_what_it_is_given(api: KubeflowApi, folder: Path) -> None:
+    assert main(["submit", "--host", api.host, "--cpu", "2", "--memory", "8Gi", "--deadline-hours", "3"]) == 0
+    run = posted(api, "/runs")
+    resources = pipeline(run)["deploymentSpec"]["executors"]["exec-finetune"]["container"]["resources"]
+    assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("2", "8Gi")
+    pods = run["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert int(pods["exec-finetune"]["activeDeadlineSeconds"]) == 3 * 3600
+
+
 def test_a_schedule_runs_once_at_a_time_and_does_not_make_up_for_the_past(api: KubeflowApi, folder: Path) -> None:
     assert main(["schedule", "0 0 3 * * 1", "--host", api.host, "--name", "weekly"]) == 0
     made = posted(api, "/recurringruns")
@@ -153,15 +164,63 @@ def test_the_state_of_a_run_is_shown_task_by_task(
         (["--launcher", "rayjob", "--work", "s3://bucket"], "pretrain.num_workers: 0"),
         (["--work", "/nfs"], "work: "),
         (["--data-repo", "no-such-folder", "--data-path", "images"], "no-such-folder at main"),
+        (["--memory", "8 GB"], "memory: "),
         (["--params", "none.yaml"], "none.yaml"),
+        (["--data-repo", "https://me:t0ken@example.org/images.git", "--data-path", "images"], "no user or password"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_submitted(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert main(["submit", "--host", api.host, *options]) == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert message in told and "t0ken" not in told
     assert not api.posted
+
+
+def test_images_that_nobody_named_are_not_submitted(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMLP_TRAIN_IMAGE")
+    assert main(["submit", "--host", api.host]) == 0  # it launches no RayJob
+    on_ray = ["--launcher", "rayjob", "--work", "s3://bucket/work", "--workers", "1"]
+    assert main(["submit", "--host", api.host, *on_ray]) == 2
+    assert "AMLP_TRAIN_IMAGE: not set" in capsys.readouterr().err
+    monkeypatch.delenv("AMLP_STAGES_IMAGE")
+    assert main(["submit", "--host", api.host]) == 2
+    assert "AMLP_STAGES_IMAGE: not set" in capsys.readouterr().err
+    assert main(["compile", "--out", str(folder / "training.yaml")]) == 0
+    assert "AMLP_STAGES_IMAGE is not set" in capsys.readouterr().err
+
+
+def test_runs_belong_to_a_profile_where_there_are_any(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "--host", api.host, "--namespace", "ada"]) == 0
+    assert posted(api, "/experiments")["namespace"] == "ada"
+    api.posted.clear()
+    assert main(["submit", "--host", api.host]) == 0
+    assert posted(api, "/experiments")["namespace"] == "amlp"
+
+    api.posted.clear()
+    api.multi_user = False
+    assert main(["submit", "--host", api.host]) == 0
+    assert not posted(api, "/experiments").get("namespace")
+    assert main(["submit", "--host", api.host, "--namespace", "ada"]) == 2
+    assert "--namespace ada: this Kubeflow has no users" in capsys.readouterr().err
+
+
+def test_an_api_that_is_away_for_a_while_does_not_end_the_watch(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.__main__.PAUSE", 0.01)
+    api.runs, api.storm = [DONE | {"state": "RUNNING"}, DONE], [503, 502]
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 0
+    assert capsys.readouterr().err.count("does not answer, trying again") == 1
+    monkeypatch.setattr("pipelines.__main__.OUTAGE", 0.0)
+    api.storm = [503]
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
+    assert "Kubeflow answers 503" in capsys.readouterr().err
 
 
 def test_an_api_that_refuses_is_told(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
