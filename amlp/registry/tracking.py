@@ -81,6 +81,8 @@ def connect(tracking_uri: str) -> Iterator[MlflowClient]:
             "is written down with the run; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
     mlflow = import_mlflow()
+    from requests import HTTPError
+
     # MLflow writes its address into the environment too, which would outlive the block and reach later stages.
     before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(tracking_uri)
@@ -95,7 +97,7 @@ def connect(tracking_uri: str) -> Iterator[MlflowClient]:
             ) from error
         try:
             yield client
-        except mlflow.MlflowException as error:
+        except (mlflow.MlflowException, HTTPError) as error:  # The latter from files, which go past MLflow's records.
             if refused := _refused(tracking_uri, error):
                 raise refused from error
             raise
@@ -109,7 +111,9 @@ def connect(tracking_uri: str) -> Iterator[MlflowClient]:
 
 def _refused(tracking_uri: str, error: Exception) -> UserError | None:
     """Say what to do about a server's 401 or 403; None for other errors."""
+    response = getattr(error, "response", None)
     status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else None
+    status = response.status_code if response is not None else status
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     if status == 401:
         reason = f"does not know user {user!r} with this password" if user else "wants a user and a password"

@@ -27,12 +27,12 @@ TINY = {
 }
 
 
-# In a fresh process: the champion's masks of the raw test images score what `evaluate` wrote, case by case.
-CHAMPION = """
+# In a fresh process: the candidate's masks of the raw test images score what `evaluate` wrote, case by case.
+CANDIDATE = """
 import mlflow, numpy as np, pandas as pd
 from PIL import Image
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
-model = mlflow.pyfunc.load_model("models:/amlp-segmenter@champion")
+model = mlflow.pyfunc.load_model("models:/amlp-segmenter@candidate")
 index = pd.read_parquet("data/shards/index.parquet").query("split == 'test'")
 scores = pd.read_csv("evaluation/cases.csv").query("model == 'segmenter'").set_index("case_id")
 assert len(index) == len(scores)
@@ -98,7 +98,7 @@ def test_only_what_a_change_concerns_runs_again(repository):
     assert repository.ran("repro") == []
     print(f"dvc repro with nothing to do: {time.monotonic() - started:.1f} s")
 
-    checked = repository.run(sys.executable, "-c", CHAMPION)
+    checked = repository.run(sys.executable, "-c", CANDIDATE)
     assert re.search(r"equal on [1-9]\d* test images", checked), checked
 
     after = ["finetune", "scratch", "evaluate", "register", "report"]

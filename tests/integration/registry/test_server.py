@@ -95,12 +95,12 @@ def test_files_are_in_s3_and_records_in_postgresql(
         connection.close()
 
 
-def test_another_account_uses_the_champion(recorded: Recorded, reader: MlflowServer) -> None:
+def test_another_account_uses_a_version(recorded: Recorded, reader: MlflowServer) -> None:
     import mlflow
 
     image = np.random.default_rng(0).integers(0, 256, (61, 45), dtype=np.uint8)
     with environment_of(reader), connect(reader.address):
-        mask = mlflow.pyfunc.load_model("models:/accounts-segmenter@champion").predict(image)
+        mask = mlflow.pyfunc.load_model("models:/accounts-segmenter@candidate").predict(image)
     np.testing.assert_array_equal(mask, Predictor.load(recorded.root / "models/segmenter/segmenter.pt").mask(image))
 
 
@@ -128,7 +128,7 @@ def test_another_account_changes_nothing(recorded: Recorded, reader: MlflowServe
         # Nor past MLflow's records, to the files that they lead to.
         with pytest.raises(HTTPError, match="403"):
             client.log_artifact(run, str(tmp_path / "params.json"))
-        assert client.get_registered_model(model).aliases == before.aliases == {"candidate": "1", "champion": "1"}
+        assert client.get_registered_model(model).aliases == before.aliases == {"candidate": "1"}
 
 
 def test_what_is_somebody_else_s_is_told(recorded: Recorded, reader: MlflowServer) -> None:
