@@ -256,6 +256,17 @@ def _history(args: argparse.Namespace) -> int:
     return 1 if history.troubles else 0
 
 
+def _show(args: argparse.Namespace) -> int:
+    name = _params(args).register_.segmenter_name
+    from amlp.registry.promotion import find_version
+    from amlp.registry.show import show
+
+    with _registry(args) as client:
+        history = _settled(client, name)
+        print(show(client, find_version(client, name, args.version), history))
+    return 1 if history.troubles else 0
+
+
 class _Version(argparse.Action):
     """Print the versions that matter, looked up only when asked for."""
 
@@ -386,6 +397,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     history = registry("history", _history, "list all decisions; exit code 1 when one was lost or changed")
     history.add_argument("--json", action="store_true", help="for programs")
+
+    show = registry("show", _show, "print where a version comes from, back to the bytes, and how to make it again")
+    show.add_argument("version", nargs="?", default="champion", help="number or alias (default: champion)")
 
     workspace = command("workspace", _workspace, "make a folder in which the pipeline runs on other data")
     workspace.add_argument("folder", type=Path, metavar="FOLDER", help="where, for example workspaces/busi")

@@ -20,6 +20,8 @@ QUIET = {
 PIPELINE_RUN, PIPELINE_PAGES = "AMLP_PIPELINE_RUN", "AMLP_PIPELINE_PAGES"
 # Set where there is no repository to ask, such as in a container image; "-dirty" at the end as in `git describe`.
 COMMIT_VARIABLE = "AMLP_GIT_COMMIT"
+# Set in a pipeline's tasks: the image that they run in, as the pipeline names it.
+IMAGE = "AMLP_IMAGE"
 # Set in a task that launches a RayJob: its own pod.
 POD_NAME, POD_UID = "AMLP_POD_NAME", "AMLP_POD_UID"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from amlp.environment import PIPELINE_PAGES, PIPELINE_RUN, POD_NAME, POD_UID
+from amlp.environment import IMAGE, PIPELINE_PAGES, PIPELINE_RUN, POD_NAME, POD_UID
 
 # The images' user, for Pod Security `restricted`.
 _USER = 10001
@@ -56,6 +56,7 @@ def place(task: dsl.PipelineTask, pod: Pod) -> dsl.PipelineTask:
     kubernetes.use_config_map_as_env(task, "amlp-settings", {name: name for name in _SETTINGS}, optional=True)
     for secret, names in _SECRETS.items():
         kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)
+    task.set_env_variable(IMAGE, task.container_spec.image)
     # By the pod's label and not as a parameter, which would make each run's tasks new to the cache.
     kubernetes.use_field_path_as_env(task, PIPELINE_RUN, "metadata.labels['pipeline/runid']")
     return task

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 import amlp
-from amlp.environment import COMMIT_VARIABLE
+from amlp.environment import COMMIT_VARIABLE, IMAGE, PIPELINE_RUN
 from amlp.errors import UserError
 from amlp.params import Params
 
@@ -26,7 +26,8 @@ _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 class Lineage:
     """All that determines a model, less the encoder's version, which is known only once it is registered.
 
-    `git_dirty` is None where nobody can tell; `data_md5` is DVC's hash of the ingest folder.
+    `git_dirty` is None where nobody can tell; `data_md5` is DVC's hash of the ingest folder; `image` and `pipeline_run`
+    are empty outside of a pipeline.
     """
 
     data_md5: str
@@ -35,11 +36,14 @@ class Lineage:
     params_hash: str
     test_hash: str
     amlp_version: str
+    image: str = ""
+    pipeline_run: str = ""
 
     def tags(self) -> dict[str, str]:
-        """As text, for MLflow."""
+        """As text, for MLflow, without what is empty."""
         words = {True: "true", False: "false", None: "unknown"}
-        return {**asdict(self), "git_dirty": words[self.git_dirty]}
+        values = {**asdict(self), "git_dirty": words[self.git_dirty]}
+        return {key: value for key, value in values.items() if value}
 
 
 def collect_lineage(*, params: Params, root: Path, test_hash: str, data_md5: str | None = None) -> Lineage:
@@ -64,6 +68,8 @@ def collect_lineage(*, params: Params, root: Path, test_hash: str, data_md5: str
         params_hash=params.digest(),
         test_hash=test_hash,
         amlp_version=amlp.__version__,
+        image=os.environ.get(IMAGE, ""),
+        pipeline_run=os.environ.get(PIPELINE_RUN, ""),
     )
 
 

@@ -6,6 +6,7 @@ unchanged stage, and versions of equal content can be told by their tag `model_s
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ import amlp
 from amlp.errors import ListedError, UserError
 from amlp.files import read_json, sha256, write_json
 from amlp.params import Params
+from amlp.registry.card import CARDS, make_card, write_card
 from amlp.registry.lineage import Lineage, collect_lineage
 from amlp.registry.model_input import example_input
 from amlp.registry.tracking import (
@@ -133,6 +135,14 @@ def register(
             encoder, segmenter = _register_models(
                 client, run_id, params=params, root=root, summary=summary, lineage=lineage
             )
+            for kind, model in (("encoder", encoder), ("segmenter", segmenter)):
+                card = make_card(
+                    kind=kind, entry=model, encoder=encoder if kind == "segmenter" else None, params=params, root=root,
+                    summary=summary, lineage=lineage, tags=tags or {}, run_id=run_id,
+                )  # fmt: skip
+                with tempfile.TemporaryDirectory() as folder:
+                    write_card(Path(folder), card, root=root, tracking_uri=tracking_uri)
+                    client.log_artifacts(run_id, folder, f"{CARDS}/{kind}")
             for model in (encoder, segmenter):
                 client.set_registered_model_alias(model["name"], CANDIDATE, model["version"])
                 model["aliases"] = [CANDIDATE]

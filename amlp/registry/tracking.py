@@ -81,7 +81,7 @@ def connect(tracking_uri: str) -> Iterator[MlflowClient]:
             "is written down with the run; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
     mlflow = import_mlflow()
-    from requests import HTTPError
+    from requests import HTTPError  # type: ignore[import-untyped]
 
     # MLflow writes its address into the environment too, which would outlive the block and reach later stages.
     before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")

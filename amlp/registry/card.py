@@ -1,0 +1,246 @@
+"""What a registered version carries for people: the lineage card and the model card.
+
+`card.json` holds every fact, for programs and `amlp show`; `README.md` says the same in words, with the pictures. Both are
+files of the version's run, below `cards/`, and hold no patient's name and no path of anybody's machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amlp.files import read_json, write_json
+from amlp.params import Params
+from amlp.registry.lineage import Lineage
+
+# Folder of the run's files; `<kind>/card.json` below it.
+CARDS = "cards"
+_PICTURES = {
+    "encoder": {
+        "Hidden patches and what the model makes of them": "models/encoder/pictures/reconstructions.png",
+        "Masks as the ratio rises": "models/encoder/pictures/masks.png",
+    },
+    "segmenter": {
+        "Test images with the best masks": "evaluation/overlays/best.png",
+        "Typical test images": "evaluation/overlays/median.png",
+        "Test images with the worst masks": "evaluation/overlays/worst.png",
+    },
+}
+_FIGURES = {
+    "dsc": "DSC, all images",
+    "dsc_lesion": "DSC, images with a lesion",
+    "sensitivity": "sensitivity of pixels",
+    "ppv": "positive predictive value of pixels",
+    "hd95": "95 % Hausdorff distance, pixels",
+    "false_positive_rate": "images without a lesion that get one",
+}
+USE = (
+    "Research on lesion segmentation, on images like those it was trained on. It is not a medical device, was not tested "
+    "for diagnosis, and no decision about a patient may rest on it."
+)
+
+
+def make_card(
+    *,
+    kind: str,
+    entry: Mapping[str, Any],
+    encoder: Mapping[str, Any] | None,
+    params: Params,
+    root: Path,
+    summary: Mapping[str, Any],
+    lineage: Lineage,
+    tags: Mapping[str, str],
+    run_id: str,
+) -> dict[str, Any]:
+    """Collect what is known about a version.
+
+    Args:
+        kind: `encoder` or `segmenter`.
+        entry: name, version and SHA-256 of the weights.
+        encoder: the same of the encoder that a segmenter was fine-tuned from.
+        params: of the run.
+        root: folder with the stages' outputs.
+        summary: of the evaluation.
+        lineage: of the run.
+        tags: of the run besides: where the images came from.
+        run_id: of MLflow.
+    """
+    data = _read(root / "data/ingest/summary.json")
+    shards = _read(root / "data/shards/metrics.json")
+    test = summary["test"]
+    models = summary["models"] if kind == "segmenter" else {}
+    training = _read(root / "models" / kind / "metrics.json")
+    return {
+        "kind": kind,
+        "name": entry["name"],
+        "version": entry["version"],
+        "model_sha256": entry["model_sha256"],
+        "run_id": run_id,
+        "data": {
+            "md5": lineage.data_md5,
+            "source": data.get("source", params.ingest.source),
+            "uri": tags.get("source_uri", ""),
+            "source_md5": tags.get("source_md5", ""),
+            "images": data.get("cases"),
+            "labelled": data.get("labelled"),
+            "labels": data.get("labels", {}),
+            "groups": shards.get("groups"),
+            "splits": {name: shards[name] for name in ("train", "val", "test") if name in shards},
+            "split_hash": shards.get("split_hash", ""),
+        },
+        "code": {
+            "git_commit": lineage.git_commit,
+            "git_dirty": lineage.git_dirty,
+            "amlp_version": lineage.amlp_version,
+            "image": lineage.image,
+        },
+        "params_hash": lineage.params_hash,
+        "pipeline_run": lineage.pipeline_run,
+        "training": {key: value for key, value in training.items() if not isinstance(value, Mapping)},
+        "encoder": dict(encoder) if encoder else None,
+        "test": {**test, "confidence": summary["confidence"]} if models else None,
+        "metrics": {name: _intervals(models[name]) for name in models},
+        "differences": {name: _intervals(pair) for name, pair in summary["paired"].items()} if models else {},
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(read_json(file)) if file.is_file() else {}
+
+
+def _intervals(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if isinstance(value, Mapping)}
+
+
+def write_card(folder: Path, card: Mapping[str, Any], *, root: Path, tracking_uri: str) -> None:
+    """Write card.json, README.md and the pictures that there are.
+
+    Args:
+        folder: to write, empty.
+        card: of `make_card`.
+        root: folder with the stages' outputs.
+        tracking_uri: of MLflow, for the commands.
+    """
+    pictures = {}
+    for caption, place in _PICTURES[card["kind"]].items():
+        if (root / place).is_file():
+            shutil.copy(root / place, folder / Path(place).name)
+            pictures[caption] = Path(place).name
+    write_json(folder / "card.json", dict(card))
+    (folder / "README.md").write_text(describe(card, pictures, tracking_uri=tracking_uri), encoding="utf-8")
+
+
+def describe(card: Mapping[str, Any], pictures: Mapping[str, str], *, tracking_uri: str) -> str:
+    """Return the model card as Markdown."""
+    lines = [f"# {card['name']} version {card['version']}", ""]
+    if card["kind"] == "encoder":
+        lines += [
+            "A vision transformer, pre-trained on images without labels by Adjustable Masking Lesion Patches (AMLP). Takes "
+            "images of any size and returns features; fine-tuning starts from its weights.",
+            "",
+        ]
+    else:
+        lines += [
+            "A lesion segmenter. Takes an image of any size, grey or colour, and returns a mask of that size.",
+            "",
+            "## Results",
+            "",
+            f"On the frozen test split, {card['test']['cases']} images in {card['test']['groups']} groups that no "
+            f"training image belongs to, {card['test']['lesion_cases']} of them with a lesion. Intervals are "
+            f"{100 * card['test']['confidence']:g} %, from a bootstrap over groups.",
+            "",
+            *_table(card["metrics"]),
+            "",
+            *(f"- {_difference(name, figures)}" for name, figures in card["differences"].items() if "dsc" in figures),
+            "",
+            "DSC counts every image: one without a lesion scores 1 if the prediction is empty, else 0.",
+            "",
+        ]
+    lines += ["## Intended use and limits", "", USE, ""]
+    lines += [f"- {text}" for text in _limits(card)]
+    lines += ["", "## Where it comes from", "", *chain(card, tracking_uri=tracking_uri), ""]
+    lines += ["## Made again by", "", "```sh", *reproduce(card, tracking_uri=tracking_uri), "```", ""]
+    for caption, file in pictures.items():
+        lines += [f"## {caption}", "", f"![{caption}]({file})", ""]
+    return "\n".join(lines)
+
+
+def _table(metrics: Mapping[str, Any]) -> list[str]:
+    names = sorted(metrics, key=lambda name: ("segmenter", "scratch", "threshold").index(name)
+                   if name in ("segmenter", "scratch", "threshold") else 3)  # fmt: skip
+    rows = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for figure, title in _FIGURES.items():
+        if any(figure in metrics[name] for name in names):
+            rows.append(f"| {title} | {' | '.join(_value(metrics[name].get(figure)) for name in names)} |")
+    return rows
+
+
+def _value(interval: Mapping[str, Any] | None) -> str:
+    if not interval or interval.get("mean") is None:
+        return "–"
+    ends = "" if interval.get("low") is None else f" ({interval['low']:.3f} to {interval['high']:.3f})"
+    return f"{interval['mean']:.3f}{ends}"
+
+
+def _difference(name: str, figures: Mapping[str, Any]) -> str:
+    one, _, other = name.partition("-")
+    return f"DSC of {one} less {other}: {_value(figures['dsc'])}"
+
+
+def _limits(card: Mapping[str, Any]) -> Sequence[str]:
+    data = card["data"]
+    limits = [
+        f"It has seen {data['images']} images of one source ({data['source']}). Other scanners, hospitals and patients "
+        "were not tested.",
+        "One training run: another seed gives another model, and the intervals do not hold that.",
+    ]
+    if data["source"] == "phantom":
+        limits.insert(0, "The images were drawn by a program. It knows nothing about real ones.")
+    if card["kind"] == "segmenter":
+        limits.append("Probabilities and uncertainty are not calibrated.")
+    if card["code"]["git_dirty"] is not False:
+        limits.append("The code differed from its commit, or nobody could tell: it can't be made again exactly.")
+    return limits
+
+
+def chain(card: Mapping[str, Any], *, tracking_uri: str) -> list[str]:
+    """Say what the version was made of, from its weights back to the bytes, a line a link."""
+    data, code = card["data"], card["code"]
+    dirty = {True: ", with changes that were not committed", False: "", None: ", changes unknown"}[code["git_dirty"]]
+    splits = ", ".join(f"{name} {part['cases']} in {part['groups']}" for name, part in data["splits"].items())
+    lines = [f"- weights: SHA-256 {card['model_sha256']}"]
+    if encoder := card["encoder"]:
+        lines.append(
+            f"- fine-tuned from {encoder['name']} version {encoder['version']}, SHA-256 {encoder['model_sha256']}, "
+            "pre-trained on the training split without its masks"
+        )
+    if labelled := card["training"].get("labelled_images"):
+        lines.append(f"- trained on {labelled} masks")
+    lines += [
+        f"- images: {data['images']} of source {data['source']}, {data['labelled']} with a mask, in {data['groups']} "
+        f"groups ({splits})",
+        f"- data: DVC MD5 {data['md5']}" + (f", from {data['uri']} ({data['source_md5']})" if data["uri"] else ""),
+        f"- code: commit {code['git_commit']}{dirty}, amlp {code['amlp_version']}"
+        + (f", image {code['image']}" if code["image"] else ""),
+        f"- parameters: SHA-256 {card['params_hash']}, `params.json` of the run",
+        f"- MLflow run {card['run_id']} at {tracking_uri}"
+        + (f", pipeline run {card['pipeline_run']}" if card["pipeline_run"] else ""),
+    ]
+    return lines
+
+
+def reproduce(card: Mapping[str, Any], *, tracking_uri: str) -> list[str]:
+    """Return the commands that make the version again, and what must come out."""
+    drawn = card["data"]["source"] == "phantom"
+    data = "" if drawn else " --data FOLDER"
+    weights = f"models/{card['kind']}/{card['kind']}.pt"
+    return [
+        *([] if drawn else [f"# FOLDER holds the images whose ingest has DVC's MD5 {card['data']['md5']}"]),
+        f"git checkout {card['code']['git_commit']} && make setup && . .venv/bin/activate",
+        f"MLFLOW_TRACKING_URI={tracking_uri} mlflow artifacts download --run-id {card['run_id']} "
+        "--artifact-path params.json --dst-path .",
+        f"amlp workspace workspaces/again --recipe params.json{data} && cd workspaces/again && dvc repro",
+        f"sha256sum {weights}  # {card['model_sha256']} on the same kind of processor",
+    ]
