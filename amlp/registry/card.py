@@ -1,7 +1,7 @@
 """What a registered version carries for people: the lineage card and the model card.
 
-`card.json` holds every fact, for programs and `amlp show`; `README.md` says the same in words, with the pictures. Both are
-files of the version's run, below `cards/`, and hold no patient's name and no path of anybody's machine.
+`card.json` holds every fact, for programs and `amlp show`; `README.md` says the same in words, with the pictures. Both
+are files of the version's run, below `cards/`, and hold no patient's name and no path of anybody's machine.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _FIGURES = {
     "false_positive_rate": "images without a lesion that get one",
 }
 USE = (
-    "Research on lesion segmentation, on images like those it was trained on. It is not a medical device, was not tested "
-    "for diagnosis, and no decision about a patient may rest on it."
+    "Research on lesion segmentation, on images like those it was trained on. It is not a medical device, was not "
+    "tested for diagnosis, and no decision about a patient may rest on it."
 )
 
 
@@ -137,8 +137,8 @@ def describe(card: Mapping[str, Any], pictures: Mapping[str, str], *, tracking_u
     lines = [f"# {card['name']} version {card['version']}", ""]
     if card["kind"] == "encoder":
         lines += [
-            "A vision transformer, pre-trained on images without labels by Adjustable Masking Lesion Patches (AMLP). Takes "
-            "images of any size and returns features; fine-tuning starts from its weights.",
+            "A vision transformer, pre-trained on images without labels by Adjustable Masking Lesion Patches (AMLP). "
+            "Takes images of any size and returns features; fine-tuning starts from its weights.",
             "",
         ]
     else:
