@@ -82,10 +82,11 @@ study: setup ## compare arms, label fractions and seeds on BUSI, write docs/resu
 	cd $(STUDY_WORKSPACE) && \
 	  amlp study $(CURDIR)/studies/busi-cpu.yaml --jobs $(JOBS) --page $(CURDIR)/docs/results.md
 
+# A file's tests stay together, for some share what is slow to make. Integration tests wait more than they compute; each
+# of the two processes has servers of its own.
 test: setup test-unit ## run all tests
-	pytest tests/integration
+	pytest tests/integration --numprocesses=2 --dist=loadfile
 
-# A file's tests stay together, for some share what is slow to make.
 test-unit: setup ## run the quick tests only, on all cores
 	pytest tests/unit --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
