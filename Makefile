@@ -42,7 +42,7 @@ IMAGES := train stages pipeline mlflow
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format lock lock-check bench-mps \
-  bench-pretrain bench-gate images image-test serve-test k8s-dev-secrets pipeline-local clean
+  bench-pretrain bench-predict bench-gate images image-test serve-test k8s-dev-secrets pipeline-local clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,6 +121,9 @@ bench-mps: setup ## score lesion patch selection against the BUSI masks: make be
 
 bench-pretrain: setup ## time a pre-training step against the one of transformers
 	python -m benchmarks.bench_pretrain
+
+bench-predict: setup ## time amlp predict against the bare model, and watch its memory: make bench-predict DATA=folder MODEL=file
+	python -m benchmarks.bench_predict --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)")
 
 bench-gate: setup ## simulate how often the promotion gate promotes
 	python -m benchmarks.bench_gate

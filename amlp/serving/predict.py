@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import time
 from collections import deque
@@ -46,6 +47,7 @@ BATCH = 16
 OVERLAY_SIDE = 512
 _THREADS = 2
 _SHOWN = 20
+_HALF = re.compile(r"\..*\.\d+\.tmp(\.\w+)?", re.DOTALL)
 
 
 @dataclass
@@ -204,6 +206,7 @@ class _Journal:
             # A file that could not be read may have been mended.
             done = {line["file"]: line["stamp"] for line in found[1:] if not line["rows"][0]["error"]}
             lines = found
+            _remove_halves(out)
         else:
             if not force and out.is_dir() and (held := sorted(one.name for one in out.iterdir())):
                 what = "an unfinished run of other things" if found else ", ".join(held[:3])
@@ -228,6 +231,14 @@ class _Journal:
         """All rows of the sources, in their order."""
         rows = {line["file"]: line["rows"] for line in _lines(self.path)[1:]}
         return [row for source in sources for row in rows[source.name]]
+
+
+def _remove_halves(out: Path) -> None:
+    """Remove what `atomic_file` left when it was killed."""
+    for kind in (MASKS, OVERLAYS):
+        for path in (out / kind).rglob(".*"):
+            if _HALF.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
 
 def _lines(path: Path) -> list[Any]:

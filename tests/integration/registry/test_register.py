@@ -16,13 +16,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from amlp.cli import main
 from amlp.data.images import write_png
+from amlp.errors import UserError
 from amlp.files import read_json, sha256
 from amlp.models.predictor import Predictor
 from amlp.params import Params, parse_params
 from amlp.registry.register import STAGES, register
 from amlp.registry.tracking import connect, resolve_uri
 from amlp.report import report
+from amlp.serving.weights import segmenter_weights
 from tests.stage_outputs import write_stage_outputs
 
 PARAMS = Params()
@@ -281,6 +284,28 @@ def test_a_registered_model_holds_nothing_pickled_but_tensors(registered: tuple[
             loads = [line for file in (folder / "code").rglob("*.py") for line in file.read_text().splitlines()
                      if "torch.load(" in line]  # fmt: skip
             assert loads and all("weights_only=True" in line for line in loads)
+
+
+def test_predict_takes_the_registered_weights_and_no_others(make_root: Callable[[], Path], tmp_path: Path) -> None:
+    root = make_root()
+    uri = f"sqlite:///{root}/mlflow.db"
+    params = parse_params({"register": {"tracking_uri": uri}}, "test")
+    registration = register(params=params, root=root, data_md5=MD5)
+    out = tmp_path / "out"
+    assert main(["predict", str(root / "data/ingest/images"), str(out), "--tracking-uri", uri]) == 0
+    summary = read_json(out / "summary.json")
+    assert (summary["model"], summary["images"]) == ("amlp-segmenter version 1", 24)
+    assert summary["model_sha256"] == registration["segmenter"]["model_sha256"]
+
+    for address in ("models:/amlp-segmenter@nobody", "models:/amlp-segmenter/7", "models:/nothing@champion"):
+        with pytest.raises(UserError, match=f"{address}: not found at"), segmenter_weights(address, uri):
+            pass
+    with pytest.raises(UserError, match="holds 0 files"), segmenter_weights("models:/amlp-encoder@champion", uri):
+        pass
+    [stored] = (root / "mlartifacts").rglob("segmenter.pt")
+    shutil.copy(root / "models/scratch/segmenter.pt", stored)
+    with pytest.raises(UserError, match="SHA-256"), segmenter_weights("models:/amlp-segmenter/1", uri):
+        pass
 
 
 def test_report_is_attached_to_the_run(registered: tuple[Path, Any, Any], tmp_path: Path) -> None:
