@@ -4,7 +4,8 @@
 
 The bare model runs on batches that are in memory already, of the same size, mirrored too where the segmenter averages
 both; `predict` reads files, and writes masks, overlays and the table. Both take turns in one process, and the figure is
-the median of the ratios within a turn, so that other work on the machine favours neither. Images are linked under new
+the median of the ratios within a turn, so that other work on the machine favours neither. `work_ratio` is the same of
+processor time, and means something with OMP_NUM_THREADS=1 alone: else threads that wait count as working. Images are linked under new
 names until there are as many as asked for.
 """
 
@@ -44,12 +45,13 @@ def link(sources: Sequence[Source], folder: Path, count: int) -> Path:
     return folder
 
 
-def bare_rate(predictor: Predictor, batches: Sequence[torch.Tensor]) -> float:
-    """Images per second of the model on batches in memory."""
-    start = time.perf_counter()
+def bare_rate(predictor: Predictor, batches: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Images per second of the model on batches in memory, and seconds of processor time an image."""
+    start, work = time.perf_counter(), time.process_time()
     for batch in batches:
         predictor.logits(batch)
-    return sum(len(batch) for batch in batches) / (time.perf_counter() - start)
+    images = sum(len(batch) for batch in batches)
+    return images / (time.perf_counter() - start), (time.process_time() - work) / images
 
 
 class Memory:
@@ -102,10 +104,14 @@ def measure(
         few = link(sources, folder / "few", part)
         for number in range(rounds):
             before = bare_rate(predictor, batches)
+            work = time.process_time()
             done = predict_folder(weights=weights, source=few, out=folder / f"out{number}")
+            work = (time.process_time() - work) / part
             # The mean of before and after, for a machine may slow down meanwhile.
-            bare = (before + bare_rate(predictor, batches)) / 2
-            turns.append({"bare": bare, "predict": done["images_per_second"]})
+            bare, bare_work = np.mean([before, bare_rate(predictor, batches)], axis=0).tolist()
+            turns.append(
+                {"bare": bare, "predict": done["images_per_second"], "bare_work": bare_work, "predict_work": work}
+            )
         many, out = link(sources, folder / "many", images), folder / "out"
         with Memory(out / JOURNAL) as memory:
             done = predict_folder(weights=weights, source=many, out=out)
@@ -113,6 +119,7 @@ def measure(
     early = min(EARLY, images // 5)
     return {
         "ratio": statistics.median(turn["predict"] / turn["bare"] for turn in turns),
+        "work_ratio": statistics.median(turn["bare_work"] / turn["predict_work"] for turn in turns),
         "bare_images_per_second": statistics.median(turn["bare"] for turn in turns),
         "predict_images_per_second": statistics.median(turn["predict"] for turn in turns),
         "turns": turns,

@@ -88,16 +88,21 @@ def test_masks_and_figures_are_the_predictor_s(weights: Weights, pictures: Path,
     }
 
 
-def test_an_overlay_is_the_picture_with_the_mask_s_edge(weights: Weights, tmp_path: Path) -> None:
-    image = RANDOM.integers(0, 200, (3 * OVERLAY_SIDE, 600), dtype=np.uint8)
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_an_overlay_is_the_picture_with_the_mask_s_edge(
+    weights: Weights, tmp_path: Path, channels: tuple[int, ...]
+) -> None:
+    image = RANDOM.integers(0, 200, (3 * OVERLAY_SIDE, 600, *channels), dtype=np.uint8)
     write_png(tmp_path / "in.png", image)
     predict_folder(weights=weights, source=tmp_path / "in.png", out=tmp_path / "out")
-    overlay = np.array(Image.open(tmp_path / "out/overlays/in.png"))
+    overlay = np.array(Image.open(tmp_path / "out/overlays/in.png").convert("RGB"))
     assert overlay.shape == (OVERLAY_SIDE, 200, 3)
     drawn = (overlay == PREDICTED_COLOUR).all(axis=2)
     mask = np.array(Image.open(tmp_path / "out/masks/in.png").resize((200, OVERLAY_SIDE), Image.Resampling.NEAREST)) > 0
     assert 0 < drawn.mean() < 1 and not (drawn & ~mask).any(), "the edge lies inside the mask"
     assert (mask & ~drawn).any(), "and is not all of it"
+    small = np.array(Image.fromarray(image).resize((200, OVERLAY_SIDE), Image.Resampling.BILINEAR).convert("RGB"))
+    np.testing.assert_array_equal(overlay[~drawn], small[~drawn])
     predict_folder(weights=weights, source=tmp_path / "in.png", out=tmp_path / "plain", overlays=False)
     assert not (tmp_path / "plain/overlays").exists()
 
