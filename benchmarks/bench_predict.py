@@ -5,8 +5,8 @@
 The bare model runs on batches that are in memory already, of the same size, mirrored too where the segmenter averages
 both; `predict` reads files, and writes masks, overlays and the table. Both take turns in one process, and the figure is
 the median of the ratios within a turn, so that other work on the machine favours neither. `work_ratio` is the same of
-processor time, and means something with OMP_NUM_THREADS=1 alone: else threads that wait count as working. Images are linked under new
-names until there are as many as asked for.
+processor time, and means something with OMP_NUM_THREADS=1 alone: else threads that wait count as working. Images are
+linked under new names until there are as many as asked for.
 """
 
 from __future__ import annotations
