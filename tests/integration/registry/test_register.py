@@ -303,7 +303,7 @@ def test_predict_takes_the_registered_weights_and_no_others(make_root: Callable[
     with pytest.raises(UserError, match="holds 0 files"), segmenter_weights("models:/amlp-encoder@champion", uri):
         pass
     [stored] = (root / "mlartifacts").rglob("segmenter.pt")
-    shutil.copy(root / "models/scratch/segmenter.pt", stored)
+    stored.write_bytes(b"something else")
     with pytest.raises(UserError, match="SHA-256"), segmenter_weights("models:/amlp-segmenter/1", uri):
         pass
 
