@@ -42,7 +42,7 @@ IMAGES := train stages pipeline mlflow
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format lock lock-check bench-mps \
-  bench-pretrain bench-gate images image-test k8s-dev k8s-dev-secrets pipeline-local clean
+  bench-pretrain bench-predict bench-gate images image-test serve-test k8s-dev k8s-dev-secrets pipeline-local clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -123,6 +123,9 @@ bench-mps: setup ## score lesion patch selection against the BUSI masks: make be
 bench-pretrain: setup ## time a pre-training step against the one of transformers
 	python -m benchmarks.bench_pretrain
 
+bench-predict: setup ## time amlp predict against the bare model, and watch its memory: make bench-predict DATA=folder MODEL=file
+	python -m benchmarks.bench_predict --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)")
+
 bench-gate: setup ## simulate how often the promotion gate promotes
 	python -m benchmarks.bench_gate
 
@@ -141,6 +144,9 @@ images: ## build the container images, tagged by the commit
 
 image-test: setup images ## build the images and run the tests that start them
 	AMLP_TEST_IMAGES='$(IMAGE_PREFIX)*:$(TAG)' pytest -m image tests/image
+
+serve-test: setup ## serve a registered model where its own requirements alone are installed (gigabytes)
+	pytest -m serve tests/serve
 
 k8s-dev-secrets: ## write random secrets for k8s/overlays/dev, once
 	$(PYTHON) k8s/dev_secrets.py

@@ -518,7 +518,7 @@ def _load_code(registration: Mapping[str, Any]) -> str:
             f'mlflow.set_tracking_uri("{registration["tracking_uri"]}")',
             f'model = mlflow.pyfunc.load_model("models:/{segmenter["name"]}/{segmenter["version"]}")  '
             f"# or models:/{segmenter['name']}@champion",
-            'mask = model.predict(Path("image.png").read_bytes())  # (height, width) of 0 and 1',
+            'mask = model.predict(Path("image.png").read_bytes())["mask"]  # (height, width) of 0 and 1',
         ]
     )
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from amlp.data.images import to_model_input
 from amlp.models.checkpoint import InputStats, load_encoder
 from amlp.models.encoder import Encoder
-from amlp.registry.model_input import read_images
+from amlp.registry.model_input import read_images, refusals
 
 
 class EncoderModel:
@@ -36,10 +36,11 @@ class EncoderModel:
             A feature vector (D,) float32; for many images a list of them.
 
         Raises:
-            UserError: `data` is no image.
+            MlflowException: `data` is no image.
         """
-        images, many = read_images(data)
-        features = [self._features(image) for image in images]
+        with refusals():
+            images, many = read_images(data)
+            features = [self._features(image) for image in images]
         return features if many else features[0]
 
     def _features(self, image: NDArray[Any]) -> NDArray[np.float32]:

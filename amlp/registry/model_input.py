@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,26 @@ _EXPECTED = (
     "expected an array (H, W), (H, W, 3) or (H, W, 4), the bytes of a PNG, BMP, TIFF or JPEG file, those bytes in "
     "base64, or a list of such images"
 )
+
+
+def split_input(data: Any) -> tuple[list[Any], bool]:
+    """Take a model's input apart into single pictures, unread; what is allowed is told by `read_images`.
+
+    Returns:
+        The pictures as they came, and whether there are many, that is whether the caller gets a list back.
+
+    Raises:
+        UserError: a table without a column `image`.
+    """
+    if hasattr(data, "columns"):
+        if "image" not in data.columns:
+            raise UserError(f"model input: table with columns {list(data.columns)}, expected a column 'image'.")
+        data = list(data["image"])
+    if isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1:
+        data = list(data)
+    if isinstance(data, (list, tuple)):
+        return list(data), True
+    return [data], False
 
 
 def read_images(data: Any) -> tuple[list[NDArray[Any]], bool]:
@@ -37,30 +58,51 @@ def read_images(data: Any) -> tuple[list[NDArray[Any]], bool]:
     Raises:
         UserError: `data` holds anything else, or a file that isn't readable.
     """
-    if hasattr(data, "columns"):
-        if "image" not in data.columns:
-            raise UserError(f"model input: table with columns {list(data.columns)}, expected a column 'image'.")
-        data = list(data["image"])
-    if isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1:
-        data = list(data)
-    if isinstance(data, (list, tuple)):
-        return [_read(item, f"model input {number}") for number, item in enumerate(data)], True
-    return [_read(data, "model input")], False
+    items, many = split_input(data)
+    return [
+        read_item(item, f"model input {number}" if many else "model input") for number, item in enumerate(items)
+    ], many
 
 
-def _read(item: Any, where: str) -> NDArray[Any]:
+def read_item(item: Any, where: str) -> NDArray[Any]:
+    """Read one picture of `split_input`; errors name it `where`."""
     if isinstance(item, np.ndarray) and item.dtype != object:
+        if item.dtype.kind not in "buif":
+            raise UserError(f"{where}: array of {item.dtype}; {_EXPECTED}.")
         return item
     if isinstance(item, str):
         try:
             item = base64.b64decode("".join(item.split()), validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise UserError(f"{where}: text that is no base64 ({error}); {_EXPECTED}.") from error
     if isinstance(item, (bytes, bytearray)):
         return _decode(bytes(item), where)
     if isinstance(item, (list, np.ndarray)):
         return _nested(item, where)
     raise UserError(f"{where}: {type(item).__name__}; {_EXPECTED}.")
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn our errors about the input into MLflow's, which a scoring server answers with status 400 and the message.
+
+    Raises:
+        MlflowException: instead of UserError, with the code INVALID_PARAMETER_VALUE.
+    """
+    try:
+        yield
+    except UserError as error:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+        class InputError(MlflowException):
+            def __setattr__(self, name: str, value: Any) -> None:
+                # The scoring server puts the whole request in front of the message: pictures, which nobody can read
+                # there, and which don't belong into logs.
+                if name != "message" or "message" not in vars(self):
+                    super().__setattr__(name, value)
+
+        raise InputError(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 def _decode(content: bytes, where: str) -> NDArray[Any]:

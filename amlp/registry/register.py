@@ -37,6 +37,7 @@ from amlp.registry.tracking import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, Schema
 
 # What loading and running either model imports; the versions are those it was trained with. MONAI is left out: only the
 # U-Net needs it, which a pipeline can't register, for it takes no encoder.
@@ -236,7 +237,7 @@ def _register_models(
         kind="encoder",
         name=settings.encoder_name,
         weights=root / "models" / "encoder" / "encoder.pt",
-        output=("float32", [-1]),
+        signature=_encoder_signature(),
         tags=lineage.tags(),
     )
     client.update_model_version(
@@ -251,7 +252,7 @@ def _register_models(
         kind="segmenter",
         name=settings.segmenter_name,
         weights=root / "models" / "segmenter" / "segmenter.pt",
-        output=("uint8", [-1, -1]),
+        signature=_segmenter_signature(),
         tags={**lineage.tags(), "encoder_name": encoder["name"], "encoder_version": encoder["version"]},
     )
     dsc = summary["models"]["segmenter"]["dsc"]
@@ -259,8 +260,9 @@ def _register_models(
     client.update_model_version(
         segmenter["name"],
         segmenter["version"],
-        f"Lesion segmenter on {encoder['name']} version {encoder['version']}. Takes images of any size, returns masks "
-        f"of the same sizes. Test DSC {dsc['mean']:.3f}{interval} on {summary['test']['cases']} images.",
+        f"Lesion segmenter on {encoder['name']} version {encoder['version']}. Takes images of any size, returns for "
+        "each a mask of the same size, its area, the presence of a lesion and an uncertainty. "
+        f"Test DSC {dsc['mean']:.3f}{interval} on {summary['test']['cases']} images.",
     )
     return encoder, segmenter
 
@@ -272,7 +274,7 @@ def _register_model(
     kind: str,
     name: str,
     weights: Path,
-    output: tuple[str, list[int]],
+    signature: ModelSignature,
     tags: Mapping[str, str],
 ) -> dict[str, Any]:
     mlflow = import_mlflow()
@@ -290,7 +292,7 @@ def _register_model(
         loader_module=f"amlp.registry.{kind}_model",
         data_path=str(weights),
         code_paths=[str(Path(amlp.__file__).parent)],
-        signature=_signature(*output),
+        signature=signature,
         input_example=example_input(),
         # Given, for MLflow finds them out by loading the model in another process, which takes half a minute.
         pip_requirements=[f"{package}=={_public_version(package)}" for package in REQUIREMENTS],
@@ -302,16 +304,37 @@ def _register_model(
     return {"name": name, "version": version, "model_id": model.model_id, "model_sha256": tags["model_sha256"]}
 
 
-def _signature(dtype: str, shape: list[int]) -> ModelSignature:
-    """Describe a model of any picture: `any` in, a tensor out."""
+def _encoder_signature() -> ModelSignature:
     import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types import Schema, TensorSpec
+
+    return _signature(Schema([TensorSpec(np.dtype("float32"), (-1,))]))
+
+
+def _segmenter_signature() -> ModelSignature:
+    """Name the fields of `SegmenterModel.predict`'s records, but `probability`, and its parameters."""
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(AnyType())]), outputs=Schema([TensorSpec(np.dtype(dtype), shape)])
-    )
+    from amlp.registry.segmenter_model import PARAMS
+
+    outputs = [
+        ColSpec(AnyType(), "mask"),  # An array, or text that holds a PNG.
+        *(ColSpec("long", name) for name in ("height", "width", "area")),
+        *(ColSpec("double", name) for name in ("area_fraction", "presence", "uncertainty")),
+    ]
+    types = {str: "string", bool: "boolean"}
+    params = [ParamSpec(name, types[type(default)], default) for name, default in PARAMS.items()]
+    return _signature(Schema(outputs), ParamSchema(params))
+
+
+def _signature(outputs: Schema, params: ParamSchema | None = None) -> ModelSignature:
+    """Describe a model of any picture: `any` in."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    signature = ModelSignature(inputs=Schema([ColSpec(AnyType())]), outputs=outputs, params=params)
     # MLflow's own checks know tables and tensors of one rank, and refuse lists of images of different sizes. Marked
     # like this, as it marks the signatures of type-hinted models, it passes the input on; `read_images` checks it.
     signature._is_signature_from_type_hint = True

@@ -8,7 +8,7 @@ import pytest
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/method.md", "docs/results.md",
     "docs/kubeflow.md", "k8s/README.md",
-    "docs/gate.md", "docs/registry.md",
+    "docs/gate.md", "docs/registry.md", "docs/serving.md",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -13,14 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from amlp.cli import main
 from amlp.data.images import write_png
+from amlp.errors import UserError
 from amlp.files import read_json, sha256
 from amlp.models.predictor import Predictor
 from amlp.params import Params, parse_params
 from amlp.registry.register import STAGES, register
 from amlp.registry.tracking import connect, resolve_uri
 from amlp.report import report
+from amlp.serving.weights import segmenter_weights
 from tests.stage_outputs import write_stage_outputs
 
 PARAMS = Params()
@@ -184,9 +189,9 @@ import amlp
 print(amlp.__file__)
 images = [np.load(f"image{n}.npy") for n in range(3)]
 for n, (image, listed) in enumerate(zip(images, model.predict(images))):
-    mask = model.predict(image)
-    assert (mask == listed).all()
-    assert (mask == model.predict(Path(f"image{n}.png").read_bytes())).all()
+    mask = model.predict(image)["mask"]
+    assert (mask == listed["mask"]).all()
+    assert (mask == model.predict(Path(f"image{n}.png").read_bytes())["mask"]).all()
     np.save(f"mask{n}.npy", mask)
 """
     done = subprocess.run(
@@ -204,28 +209,103 @@ for n, (image, listed) in enumerate(zip(images, model.predict(images))):
         np.testing.assert_array_equal(mask, predictor.mask(image))
 
 
+def answer_of(model: Any, inputs: Any, params: dict[str, Any] | None = None) -> Any:
+    """What a scoring server does with a request."""
+    from mlflow.pyfunc.scoring_server import invocations
+
+    request = json.dumps({"inputs": inputs} | ({"params": params} if params else {}))
+    answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
+    assert answer.status == 200
+    return json.loads(answer.response)["predictions"]
+
+
+def pixels_of(text: str) -> Any:
+    return np.array(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
 def test_models_answer_what_a_scoring_server_gets(registered: tuple[Path, Any, Any], tmp_path: Path) -> None:
     import mlflow
-    from mlflow.pyfunc.scoring_server import invocations
 
     root = registered[0]
     image = np.random.default_rng(1).integers(0, 256, (40, 57), dtype=np.uint8)
     write_png(tmp_path / "image.png", image)
     text = base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
-    expected = Predictor.load(root / "models/segmenter/segmenter.pt").mask(image)
+    expected = Predictor.load(root / "models/segmenter/segmenter.pt").predict(image)
     with connect(resolve_uri("sqlite:///mlflow.db", root)):
         model = mlflow.pyfunc.load_model("models:/amlp-segmenter@candidate")
         for inputs in ([text], [image.tolist()]):
-            answer = invocations(
-                json.dumps({"inputs": inputs}), "application/json", model, model.metadata.get_input_schema()
-            )
-            assert answer.status == 200
-            np.testing.assert_array_equal(json.loads(answer.response)["predictions"], [expected])
+            (record,) = answer_of(model, inputs)
+            np.testing.assert_array_equal(pixels_of(record["mask"]) / 255, expected.mask)
+            assert record["area"] == expected.mask.sum() and "probability" not in record
+        assert set(record) == set(model.metadata.get_output_schema().input_names())
+        record = answer_of(model, text, {"encoding": "array", "probability": True})
+        np.testing.assert_array_equal(record["mask"], expected.mask)
+        np.testing.assert_allclose(record["probability"], expected.probability, rtol=1e-6)
         for name in ("amlp-segmenter", "amlp-encoder"):
             model = mlflow.pyfunc.load_model(f"models:/{name}@candidate")
             assert model.metadata.signature.inputs is not None and model.metadata.signature.outputs is not None
             (answer,) = model.predict(model.input_example)
-            assert answer.shape == {"amlp-segmenter": (96, 128), "amlp-encoder": (16,)}[name]
+            if name == "amlp-encoder":
+                assert answer.shape == (16,)
+            else:
+                assert (answer["height"], answer["width"]) == (96, 128)
+                assert pixels_of(answer["mask"]).shape == (96, 128)
+
+
+def test_a_scoring_server_says_what_is_wrong_and_repeats_no_picture(registered: tuple[Path, Any, Any]) -> None:
+    import mlflow
+
+    with connect(resolve_uri("sqlite:///mlflow.db", registered[0])):
+        for name in ("amlp-segmenter", "amlp-encoder"):
+            model = mlflow.pyfunc.load_model(f"models:/{name}@candidate")
+            picture = base64.b64encode(bytes(2000)).decode()
+            with pytest.raises(mlflow.MlflowException) as caught:
+                answer_of(model, [picture])
+            assert caught.value.get_http_status_code() == 400
+            told = json.loads(caught.value.serialize_as_json())["message"]
+            assert told.startswith("model input 0: no PNG") and len(told) < 200
+
+
+def test_a_registered_model_holds_nothing_pickled_but_tensors(registered: tuple[Path, Any, Any]) -> None:
+    import mlflow
+    import torch
+
+    with connect(resolve_uri("sqlite:///mlflow.db", registered[0])):
+        for name in ("encoder", "segmenter"):
+            folder = Path(mlflow.artifacts.download_artifacts(f"models:/amlp-{name}@candidate"))
+            flavour = mlflow.models.Model.load(folder).flavors["python_function"]
+            assert flavour["loader_module"] == f"amlp.registry.{name}_model" and "python_model" not in flavour
+            files = [path for path in folder.rglob("*") if path.is_file() and "code" not in path.parts]
+            assert [path.name for path in files if path.suffix in (".pkl", ".pickle", ".joblib", ".pt")] == [
+                f"{name}.pt"
+            ]
+            # Refuses whatever is no tensor, number, text or container of such.
+            assert torch.load(folder / flavour["data"], weights_only=True)["kind"] == f"amlp-{name}"
+            loads = [line for file in (folder / "code").rglob("*.py") for line in file.read_text().splitlines()
+                     if "torch.load(" in line]  # fmt: skip
+            assert loads and all("weights_only=True" in line for line in loads)
+
+
+def test_predict_takes_the_registered_weights_and_no_others(make_root: Callable[[], Path], tmp_path: Path) -> None:
+    root = make_root()
+    uri = f"sqlite:///{root}/mlflow.db"
+    params = parse_params({"register": {"tracking_uri": uri}}, "test")
+    registration = register(params=params, root=root, data_md5=MD5)
+    out = tmp_path / "out"
+    assert main(["predict", str(root / "data/ingest/images"), str(out), "--tracking-uri", uri]) == 0
+    summary = read_json(out / "summary.json")
+    assert (summary["model"], summary["images"]) == ("amlp-segmenter version 1", 24)
+    assert summary["model_sha256"] == registration["segmenter"]["model_sha256"]
+
+    for address in ("models:/amlp-segmenter@nobody", "models:/amlp-segmenter/7", "models:/nothing@champion"):
+        with pytest.raises(UserError, match=f"{address}: not found at"), segmenter_weights(address, uri):
+            pass
+    with pytest.raises(UserError, match="holds 0 files"), segmenter_weights("models:/amlp-encoder@candidate", uri):
+        pass
+    [stored] = (root / "mlartifacts").rglob("segmenter.pt")
+    stored.write_bytes(b"something else")
+    with pytest.raises(UserError, match="SHA-256"), segmenter_weights("models:/amlp-segmenter/1", uri):
+        pass
 
 
 def test_report_is_attached_to_the_run(registered: tuple[Path, Any, Any], tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_another_account_uses_a_version(recorded: Recorded, reader: MlflowServer
 
     image = np.random.default_rng(0).integers(0, 256, (61, 45), dtype=np.uint8)
     with environment_of(reader), connect(reader.address):
-        mask = mlflow.pyfunc.load_model("models:/accounts-segmenter@candidate").predict(image)
+        mask = mlflow.pyfunc.load_model("models:/accounts-segmenter@candidate").predict(image)["mask"]
     np.testing.assert_array_equal(mask, Predictor.load(recorded.root / "models/segmenter/segmenter.pt").mask(image))
 
 

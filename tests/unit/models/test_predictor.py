@@ -6,7 +6,7 @@ import torch
 
 from amlp.models.checkpoint import save
 from amlp.models.encoder import EncoderPlan
-from amlp.models.predictor import Predictor
+from amlp.models.predictor import Prediction, Predictor
 from amlp.models.segmenter import Segmenter
 
 
@@ -48,3 +48,48 @@ def test_flip_average_makes_the_prediction_mirror_with_the_image(predictor):
 def test_the_same_image_gives_the_same_probabilities(predictor):
     image = np.random.default_rng(2).integers(0, 255, (50, 60), dtype=np.uint8)
     assert np.array_equal(predictor.probability(image), predictor.probability(image.copy()))
+
+
+def test_a_prediction_holds_what_the_single_functions_return(predictor):
+    image = np.random.default_rng(3).integers(0, 255, (50, 60), dtype=np.uint8)
+    found = predictor.predict(image)
+    assert np.array_equal(found.probability, predictor.probability(image))
+    assert np.array_equal(found.mask, predictor.mask(image))
+    assert found.area == found.mask.sum()
+    assert found.probability.max() <= found.presence <= 1
+
+
+def test_a_batch_gives_each_image_what_it_gets_alone(predictor):
+    random = np.random.default_rng(4)
+    images = [random.integers(0, 255, shape, dtype=np.uint8) for shape in ((50, 60), (9, 31, 3), (64, 20))]
+    logits, presence = predictor.logits(torch.from_numpy(np.stack([predictor.prepare(image) for image in images])))
+    for number, image in enumerate(images):
+        one = slice(number, number + 1)
+        found = predictor.finish(logits[one], presence[one], image.shape[:2])
+        assert np.abs(found.probability - predictor.probability(image)).max() < 1e-5
+
+
+def uncertainty(*values):
+    return Prediction(np.array([values], dtype=np.float32), presence=1.0).uncertainty
+
+
+def test_uncertainty_is_none_where_all_is_certain():
+    assert uncertainty(1, 1, 0, 0) == uncertainty(0, 0, 0, 0) == uncertainty(1, 1) == 0
+
+
+def test_uncertainty_is_one_less_the_expected_overlap():
+    # Expected intersection 0.9 + 0.6, expected union 2 + 0.2.
+    assert uncertainty(0.9, 0.6, 0.2, 0) == pytest.approx(1 - 1.5 / 2.2)
+
+
+def test_uncertainty_of_an_empty_mask_is_the_largest_probability():
+    assert uncertainty(0.1, 0.3, 0) == pytest.approx(0.3)
+    assert uncertainty(*[0.01] * 1000) == pytest.approx(0.01), "not more in larger images"
+
+
+def test_uncertainty_grows_as_any_probability_nears_one_half():
+    values = [0.95, 0.8, 0.2, 0.05]
+    for number, nearer in enumerate((0.9, 0.7, 0.3, 0.1)):
+        changed = [*values]
+        changed[number] = nearer
+        assert uncertainty(*values) < uncertainty(*changed) <= 1

@@ -1,0 +1,85 @@
+"""What `amlp predict` finds in a folder, and what the masks will be called."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from amlp.errors import UserError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+VOLUMES = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to segment.
+
+    name: relative to the folder, posix. mask: name of its mask in the folder of masks: the same; PNG for pictures.
+    """
+
+    path: Path
+    name: str
+    mask: str
+
+    @property
+    def volume(self) -> bool:
+        """Whether it is a NIfTI volume, not a picture."""
+        return self.name.lower().endswith(VOLUMES)
+
+
+def list_sources(place: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Source], int]:
+    """Find pictures and volumes in a folder and its subfolders, or take one file.
+
+    Hidden files and folders, and links to folders, are passed over.
+
+    Args:
+        place: folder or file.
+        exclude: patterns as in a shell, of names relative to the folder; `*` stands for slashes too.
+
+    Returns:
+        The sources in order of their names, and how many other files there are.
+
+    Raises:
+        UserError: there is nothing to segment, or two masks would have the same name.
+    """
+    if place.is_file():
+        names, base = [place.name], place.parent
+    elif place.is_dir():
+        names, base = sorted(_walk(place)), place
+    else:
+        raise UserError(f"{place}: no such file or folder.")
+    chosen = [name for name in names if name.lower().endswith(PICTURES + VOLUMES)]
+    chosen = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in exclude)]
+    if not chosen:
+        kinds = ", ".join(PICTURES + VOLUMES)
+        raise UserError(f"{place}: no file to segment among {len(names)}; expected {kinds}, not all excluded.")
+    sources = [Source(base / name, name, mask) for name, mask in zip(chosen, _mask_names(chosen), strict=True)]
+    return sources, len(names) - len(chosen)
+
+
+def _walk(folder: Path) -> list[str]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    return found
+
+
+def _mask_names(names: Sequence[str]) -> list[str]:
+    """The same names, with the suffix `.png` for pictures; `a.jpg.png` where `a.jpg` has a namesake of another kind."""
+    short = [name if name.lower().endswith(VOLUMES) else str(PurePosixPath(name).with_suffix(".png")) for name in names]
+    # Folded, for some file systems take names in capitals for the same.
+    count = Counter(name.casefold() for name in short)
+    masks = [
+        mask if mask == name or count[mask.casefold()] == 1 else f"{name}.png"
+        for name, mask in zip(names, short, strict=True)
+    ]
+    twice = [mask for mask, times in Counter(mask.casefold() for mask in masks).items() if times > 1]
+    if twice:
+        raise UserError(f"two files would get the same mask, {twice[0]}: rename one, or leave it out with --exclude.")
+    return masks
