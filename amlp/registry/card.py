@@ -87,7 +87,7 @@ def make_card(
             "labelled": data.get("labelled"),
             "labels": data.get("labels", {}),
             "groups": shards.get("groups"),
-            "splits": {name: shards[name] for name in ("train", "val", "test") if name in shards},
+            "splits": {name: shards[name] for name in ("train", "val", "test") if "cases" in shards.get(name, {})},
             "split_hash": shards.get("split_hash", ""),
         },
         "code": {
@@ -220,7 +220,7 @@ def chain(card: Mapping[str, Any], *, tracking_uri: str) -> list[str]:
         lines.append(f"- trained on {labelled} masks")
     lines += [
         f"- images: {data['images']} of source {data['source']}, {data['labelled']} with a mask, in {data['groups']} "
-        f"groups ({splits})",
+        f"groups{f' ({splits})' if splits else ''}",
         f"- data: DVC MD5 {data['md5']}" + (f", from {data['uri']} ({data['source_md5']})" if data["uri"] else ""),
         f"- code: commit {code['git_commit']}{dirty}, amlp {code['amlp_version']}"
         + (f", image {code['image']}" if code["image"] else ""),
