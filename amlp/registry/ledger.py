@@ -231,6 +231,9 @@ def append(
         record_sha256=hashlib.sha256(text.encode()).hexdigest(), chain="",
     )  # fmt: skip
     tags = {key: str(getattr(draft, key)) for key in _FIELDS} | {"chain": draft.digest(history.chain)}
+    if not history.entries:
+        # First, for a server with accounts answers about what is not there that it is forbidden.
+        _create(client, history.name)
     number = _append(client, history.name, draft, tags, run_id)
     [written] = [entry for entry in read_history(client, history.name).entries if entry.number == number]
     if written.void:
@@ -254,13 +257,10 @@ def _append(client: MlflowClient, name: str, draft: Entry, tags: Mapping[str, st
             )
             return int(made.version)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and attempt < 2:
-                _create(client, name)
-            elif "Model Version creation error" not in str(error) or attempt == _TRIES - 1:
+            if "Model Version creation error" not in str(error) or attempt == _TRIES - 1:
                 raise
-            else:
-                # Others write at this very moment.
-                time.sleep(random.uniform(0.01, 0.1 * min(attempt + 1, 10)))
+            # Others write at this very moment.
+            time.sleep(random.uniform(0.01, 0.1 * min(attempt + 1, 10)))
     raise UserError(f"{book}: too many write at a time; try again.")
 
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from pipelines.servers import MlflowServer
 from tests.integration.registry.test_server import account, environment_of
 from tests.stage_outputs import write_stage_outputs
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 # Processes that act at once share nothing but the server.
 FORK = multiprocessing.get_context("fork")
@@ -50,8 +51,11 @@ def registered(author: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -
     names = {"experiment": "history", "encoder_name": "history-encoder", "segmenter_name": "history-segmenter"}
     params = parse_params({"register": {"tracking_uri": author.address, **names}}, "test")
     with environment_of(author):
-        register(params=params, root=root, data_md5="0123456789abcdef0123456789abcdef.dir")
-        return MlflowClient(tracking_uri=author.address).get_model_version("history-segmenter", "1")
+        made = register(params=params, root=root, data_md5="0123456789abcdef0123456789abcdef.dir")
+        version = MlflowClient(tracking_uri=author.address).get_model_version("history-segmenter", "1")
+        return SimpleNamespace(
+            source=version.source, run_id=version.run_id, tags=version.tags, model_id=made["segmenter"]["model_id"]
+        )
 
 
 @pytest.fixture
