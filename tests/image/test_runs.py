@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -19,7 +20,6 @@ from tests.three_stages import PARAMS, STAGES, three_stages_arguments
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # The head's container and the one that prints the log are one here, for they share /tmp.
 RUN_HEAD = """
 set -eu
@@ -97,11 +97,18 @@ def test_stages_write_the_bytes_that_they_write_outside(images: Images, data: Pa
 def test_kubeflows_tasks_write_the_bytes_of_the_command(
     images: Images, data: Path, outside: Path, tmp_path: Path, project: Path
 ) -> None:
-    log = run(
-        sys.executable, "-m", "tests.three_stages", str(data), cwd=tmp_path,
-        given=json.dumps(three_stages_arguments(PARAMS, COMMIT)),
-        PYTHONPATH=str(project), AMLP_STAGES_IMAGE=images.name("stages"),
-    )  # fmt: skip
+    def run_from(commit: str) -> str:
+        return run(
+            sys.executable, "-m", "tests.three_stages", str(data), cwd=tmp_path,
+            given=json.dumps(three_stages_arguments(PARAMS, commit)),
+            PYTHONPATH=str(project), AMLP_STAGES_IMAGE=images.name("stages"),
+        )  # fmt: skip
+
+    with pytest.raises(AssertionError, match="submitted from commit 0123, and this image was built from"):
+        run_from("0123")
+    for root in data.glob("three-stages-*"):
+        shutil.rmtree(root)
+    log = run_from(images.run("stages", "printenv", "AMLP_GIT_COMMIT").strip())
     # kfp.local takes a container that is gone before it looked for one that did well: outputs tell.
     (root,) = data.glob("three-stages-*")
     assert folder_md5(root / "ingest/cases") == folder_md5(outside / "data/ingest"), log
@@ -123,7 +130,7 @@ def test_a_ray_head_runs_a_job_and_shows_its_log(images: Images, project: Path) 
     folders = {mount["mountPath"] for mount in head["volumeMounts"]} - {"/dev/shm", "/tmp"}
     options = ["--shm-size=1g", *(f"--tmpfs={folder}:mode=1777" for folder in sorted(folders))]
     shown = images.run("train", "timeout", "600", "bash", "-c", RUN_HEAD, env=environment, options=options)
-    assert "job-log: amlp 0." in shown, shown
+    assert "amlp 0." in shown.partition("job-log: ")[2], shown
 
 
 def test_a_task_without_torch_compiles_the_pipeline(images: Images, project: Path, data: Path) -> None:

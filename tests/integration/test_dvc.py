@@ -87,7 +87,7 @@ def repository(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Repos
     return Repository(tmp_path_factory.mktemp("dvc"), project)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_only_what_a_change_concerns_runs_again(repository):
     assert sorted(repository.ran("repro")) == sorted(STAGES)
     assert (repository.folder / "report.html").is_file()
@@ -113,7 +113,7 @@ def test_only_what_a_change_concerns_runs_again(repository):
     assert (registration["encoder"]["version"], registration["segmenter"]["version"]) == ("3", "3")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_killed_pretraining_goes_on_and_ends_with_the_same_bits(project, tmp_path):
     values = TINY | {"pretrain": TINY["pretrain"] | {"epochs": 40, "checkpoint_epochs": 1}}
     repository = Repository(tmp_path, project)

@@ -22,7 +22,7 @@ from pipelines.servers import MlflowServer, PostgresServer, S3Server
 from tests.stage_outputs import write_stage_outputs
 
 # The first test starts the server, which may take MLFLOW_START_SECONDS on a busy machine, and registers two models.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 MD5 = "0123456789abcdef0123456789abcdef.dir"
 

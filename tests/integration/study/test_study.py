@@ -96,7 +96,7 @@ def runs(tracking_uri: str) -> pd.DataFrame:
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(
     folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
