@@ -98,6 +98,7 @@ def measure(
     for batch in batches[:3]:
         predictor.logits(batch)
 
+    load = os.getloadavg()[0]  # Over the number of cores, other work takes part.
     turns = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -123,6 +124,7 @@ def measure(
         "bare_images_per_second": statistics.median(turn["bare"] for turn in turns),
         "predict_images_per_second": statistics.median(turn["predict"] for turn in turns),
         "turns": turns,
+        "load_average_before": load,
         "images_a_turn": part,
         "long_run_images": images,
         "long_run_images_per_second": done["images_per_second"],

@@ -365,7 +365,20 @@ class _Writer:
         self.overlays = overlays
 
     def write(self, work: _Work) -> list[dict[str, Any]]:
-        """Write mask and overlay; returns the table's rows."""
+        """Write mask and overlay; returns the table's rows.
+
+        Raises:
+            UserError: they can't be written; what is wrong with one, a full disk, would be wrong with the others.
+        """
+        try:
+            return self._write(work)
+        except OSError as error:
+            raise UserError(
+                f"{self.out}: the mask of {work.source.name} can't be written ({error.strerror or error}); mend that, "
+                "and the same command goes on."
+            ) from error
+
+    def _write(self, work: _Work) -> list[dict[str, Any]]:
         started = time.perf_counter()
         predictions = (Predictor.finish(*answer, work.size) for answer in work.answers)
         target = self._target(MASKS, work.source.mask)

@@ -245,6 +245,18 @@ def test_a_link_in_the_output_does_not_lead_out_of_it(weights: Weights, pictures
     assert not list(outside.iterdir())
 
 
+def test_a_mask_that_can_not_be_written_is_told_and_the_run_goes_on_when_that_is_mended(
+    weights: Weights, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "masks").mkdir(parents=True)
+    (out / "masks/deep").write_text("a file where a folder has to be")
+    with pytest.raises(UserError, match=r"out: the mask of deep/00\.png can't be written"):
+        predict_folder(weights=weights, source=pictures, out=out, force=True)
+    (out / "masks/deep").unlink()
+    assert predict_folder(weights=weights, source=pictures, out=out)["images"] == BATCH + 8
+
+
 def test_names_of_files_may_hold_anything(weights: Weights, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
