@@ -160,11 +160,12 @@ def test_the_same_input_gives_the_same_files(weights: Weights, pictures: Path, t
     )
 
 
+@pytest.mark.timeout(180)
 def test_a_killed_run_goes_on_and_leaves_no_half_file(weights: Weights, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    for number in range(400):
-        write_png(folder / f"{number:03d}.png", RANDOM.integers(0, 256, (40, 50), dtype=np.uint8))
+    for number in range(1000):
+        write_png(folder / f"{number:04d}.png", RANDOM.integers(0, 256, (40, 50), dtype=np.uint8))
     command = [sys.executable, "-m", "amlp", "predict", str(folder), str(out), "--model", str(weights.file)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
@@ -175,20 +176,20 @@ def test_a_killed_run_goes_on_and_leaves_no_half_file(weights: Weights, tmp_path
     finally:
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    (out / "masks/.399.1234.tmp.png").write_bytes(b"half")
+    (out / "masks/.999.1234.tmp.png").write_bytes(b"half")
     with (out / JOURNAL).open("a") as journal:
         journal.write('{"file": "39')
     finished = {path.name: path.stat().st_mtime_ns for path in (out / "masks").glob("[!.]*.png")}
     noted = (out / JOURNAL).read_text().count('"rows"')
-    assert 20 <= noted < 400 and not (out / "predictions.csv").exists()
+    assert 20 <= noted < 1000 and not (out / "predictions.csv").exists()
 
     # Not noted, and so not trusted: this one has changed since.
-    write_png(folder / "002.png", np.zeros((40, 51), np.uint8))
+    write_png(folder / "0002.png", np.zeros((40, 51), np.uint8))
     summary = predict_folder(weights=weights, source=folder, out=out)
-    assert (summary["images"], summary["bad_files"]) == (400, 0)
+    assert (summary["images"], summary["bad_files"]) == (1000, 0)
     table, predictor = table_of(out), Predictor.load(weights.file)
-    assert len(table) == 400 and table.loc["002.png", "width"] == 51
-    for name in table.index[::40]:
+    assert len(table) == 1000 and table.loc["0002.png", "width"] == 51
+    for name in table.index[::100]:
         np.testing.assert_array_equal(read_mask(out / "masks" / name), predictor.mask(read_image(folder / name)))
     kept = [name for name, when in finished.items() if (out / "masks" / name).stat().st_mtime_ns == when]
     assert len(kept) >= noted - 1, "what was finished is not done again"
