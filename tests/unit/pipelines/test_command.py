@@ -77,7 +77,9 @@ def test_trainings_go_to_a_ray_cluster(api: KubeflowApi, folder: Path) -> None:
     assert json.loads(arguments["finetune_params"])["finetune"]["num_workers"] == 2
     assert arguments["gpus"] == "1"
     container = pipeline(run)["deploymentSpec"]["executors"]["exec-pretrain"]["container"]
-    cluster = json.loads(container["env"][0]["value"])
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["AMLP_IMAGE"] == container["image"]
+    cluster = json.loads(environment["AMLP_CLUSTER"])
     assert (
         cluster["launcher"] == "rayjob" and cluster["queue"] == "amlp" and cluster["node_selector"] == {"pool": "gpu"}
     )
