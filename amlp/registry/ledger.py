@@ -139,7 +139,9 @@ def read_history(client: MlflowClient, name: str) -> History:
 
 def _entry(version: Any) -> Entry:
     tags = {key: str(version.tags.get(key, "")) for key in _FIELDS}
-    follows = int(tags.pop("follows") or 0)
+    text = tags.pop("follows")
+    # What is no number nobody wrote like this, and its chain tells.
+    follows = int(text) if text.isdecimal() else -1
     return Entry(number=int(version.version), follows=follows, record=str(version.source), **tags)  # type: ignore[arg-type]
 
 
@@ -210,14 +212,15 @@ def append(
         record: all that the decision was made by, as strict JSON takes it.
         reason: why, in a line.
         summary: the numbers, in a line.
-        actor: who; empty for whoever runs this.
+        actor: who decides, if not who runs this; both are written down.
 
     Raises:
         Overtaken: somebody else's change came first. The line stays, as void.
         UserError: the server does not take it.
     """
     run_id = client.get_model_version(history.name, version).run_id
-    at, actor = datetime.now(UTC).isoformat(timespec="milliseconds"), actor or who()
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    actor = f"{actor} (as {who()})" if actor and actor != who() else who()
     whole = {
         **record, "action": action, "model": history.name, "version": version, "champion_before": before,
         "follows": history.last, "at": at, "actor": actor, "reason": reason,
@@ -281,7 +284,9 @@ def _create(client: MlflowClient, name: str) -> None:
 
 def _described(entry: Entry) -> str:
     over = f" over version {entry.before}" if entry.before else ""
-    return f"{entry.action} version {entry.version}{over}, {entry.actor}, {entry.at}: {entry.reason}. {entry.summary}"
+    text = f"{entry.action} version {entry.version}{over}, {entry.actor}, {entry.at}: {entry.reason}. {entry.summary}"
+    # MLflow takes no longer ones.
+    return text[:5000]
 
 
 def settle(client: MlflowClient, name: str) -> tuple[History, list[str]]:

@@ -173,7 +173,7 @@ def conclude(
         record: `Decision.as_dict()`.
         reference: version that it was judged against, as `judge` was given it.
         reason: somebody's own words, besides the gate's.
-        actor: who decides; empty for whoever runs this.
+        actor: who decides, if not who runs this.
 
     Returns:
         The line of the history; None where the candidate is champion already, as when a task is tried again.
@@ -220,7 +220,7 @@ def rollback(
         name: of the registered segmenter.
         to: version; empty for the previous champion.
         reason: why; whoever reads the history must understand it.
-        actor: who; empty for whoever runs this.
+        actor: who decides, if not who runs this.
         dry_run: check everything and change nothing.
 
     Returns:

@@ -9,7 +9,7 @@ import yaml
 
 from amlp.cli import main
 from amlp.files import read_json
-from amlp.registry.ledger import read_history
+from amlp.registry.ledger import read_history, who
 from tests.integration.registry.test_promotion import BAD, GOOD, Registry, registry
 
 __all__ = ["registry"]
@@ -38,7 +38,7 @@ def test_from_a_candidate_to_a_champion_and_back(
     assert main(["promote", "--reason", "the first", "--actor", "ada", *typed]) == 0
     assert registry.aliases == {"candidate": "1", "champion": "1"}
     [entry] = read_history(registry.client, "amlp-segmenter").entries
-    assert (entry.actor, entry.reason) == ("ada", "the first; gate: better")
+    assert (entry.actor, entry.reason) == (f"ada (as {who()})", "the first; gate: better")
     # All that it was decided by is there.
     import mlflow
 

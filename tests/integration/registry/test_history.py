@@ -134,7 +134,7 @@ def test_of_many_promotions_at_once_one_wins_and_the_others_are_told(client: Mlf
     assert not history.troubles and history.champion == champions[-1]
     force = [entry for entry in history.entries if not entry.void]
     assert [(entry.before, entry.version) for entry in force] == list(pairwise(champions))
-    assert [entry.actor for entry in force] == [f"user {version}" for version in champions[1:]]
+    assert [entry.actor for entry in force] == [f"user {version} (as promoter)" for version in champions[1:]]
     # Whoever wrote a line that came too late has it there, as void.
     assert all(entry.void == (entry not in force) for entry in history.entries)
 

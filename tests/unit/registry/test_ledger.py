@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from amlp.registry.ledger import CHANGES, Entry, History, ledger_name, replay, settle
+from amlp.registry.ledger import CHANGES, Entry, History, ledger_name, read_history, replay, settle
 
 NAME = "model"
 # As the list is stored, so that one that was written by an earlier release can be read.
@@ -113,3 +113,13 @@ def test_aliases_follow_the_list_wherever_they_are(tracking_uri: str, champion: 
     assert aliases() == {"champion": "2", "previous_champion": "1"}
     assert len(moved) == (champion != "2") + (previous != "1")
     assert settle(client, NAME)[1] == []
+
+
+def test_a_line_that_is_no_line_is_told(tracking_uri: str) -> None:
+    client = MlflowClient(tracking_uri=tracking_uri)
+    client.create_registered_model(ledger_name(NAME))
+    client.create_model_version(ledger_name(NAME), "dbfs:/nowhere", tags={"action": "promote", "follows": "none"})
+    client.create_model_version(ledger_name(NAME), "dbfs:/nowhere")
+    history = read_history(client, NAME)
+    assert (history.champion, history.last) == ("", 0)
+    assert history.troubles == ("decision 1 is not as it was written", "decision 2 is no decision: action ''")
