@@ -57,7 +57,8 @@ def test_from_a_candidate_to_a_champion_and_back(
 
     assert main(["history", *typed]) == 0
     told = capsys.readouterr().out
-    assert [line.split(" ")[-3] for line in told.splitlines() if ", by " in line] == ["1,", "1,", "1,"]
+    decisions = [line.split()[2:5] for line in told.splitlines() if ", by " in line]
+    assert decisions == [["promote", "version", "1,"], ["keep", "version", "2"], ["refuse", "version", "2"]]
     assert "champion: version 1; before it: none" in told
 
 
