@@ -70,7 +70,8 @@ def segmenter_weights(model: str, tracking_uri: str | None = None) -> Iterator[W
         except mlflow.MlflowException as error:
             if error.get_http_status_code() in (401, 403):
                 raise
-            raise UserError(f"--model {model}: not found at {uri}: {error}") from error
+            hint = "; `amlp promote` makes a champion, @candidate is the newest" if model.endswith("@champion") else ""
+            raise UserError(f"--model {model}: not found at {uri}: {error}{hint}") from error
         name = f"{found.name} version {found.version}"
         address = f"models:/{found.name}/{found.version}"
         root = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=folder))

@@ -286,13 +286,18 @@ def test_a_registered_model_holds_nothing_pickled_but_tensors(registered: tuple[
             assert loads and all("weights_only=True" in line for line in loads)
 
 
-def test_predict_takes_the_registered_weights_and_no_others(make_root: Callable[[], Path], tmp_path: Path) -> None:
+def test_predict_takes_the_registered_weights_and_no_others(
+    make_root: Callable[[], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = make_root()
     uri = f"sqlite:///{root}/mlflow.db"
     params = parse_params({"register": {"tracking_uri": uri}}, "test")
     registration = register(params=params, root=root, data_md5=MD5)
     out = tmp_path / "out"
-    assert main(["predict", str(root / "data/ingest/images"), str(out), "--tracking-uri", uri]) == 0
+    command = ["predict", str(root / "data/ingest/images"), str(out), "--tracking-uri", uri]
+    assert main(command) == 2
+    assert "@champion: not found" in capsys.readouterr().err
+    assert main([*command, "--model", "models:/amlp-segmenter@candidate"]) == 0
     summary = read_json(out / "summary.json")
     assert (summary["model"], summary["images"]) == ("amlp-segmenter version 1", 24)
     assert summary["model_sha256"] == registration["segmenter"]["model_sha256"]
