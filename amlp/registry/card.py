@@ -97,7 +97,7 @@ def make_card(
             "image": lineage.image,
         },
         "params_hash": lineage.params_hash,
-        "pipeline_run": lineage.pipeline_run,
+        "pipeline_run": lineage.kubeflow_run,
         "training": {key: value for key, value in training.items() if not isinstance(value, Mapping)},
         "encoder": dict(encoder) if encoder else None,
         "test": {**test, "confidence": summary["confidence"]} if models else None,

@@ -26,7 +26,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 class Lineage:
     """All that determines a model, less the encoder's version, which is known only once it is registered.
 
-    `git_dirty` is None where nobody can tell; `data_md5` is DVC's hash of the ingest folder; `image` and `pipeline_run`
+    `git_dirty` is None where nobody can tell; `data_md5` is DVC's hash of the ingest folder; `image` and `kubeflow_run`
     are empty outside of a pipeline.
     """
 
@@ -37,7 +37,8 @@ class Lineage:
     test_hash: str
     amlp_version: str
     image: str = ""
-    pipeline_run: str = ""
+    # Not `pipeline_run`, by which the one run of a pipeline in MLflow is found.
+    kubeflow_run: str = ""
 
     def tags(self) -> dict[str, str]:
         """As text, for MLflow, without what is empty."""
@@ -69,7 +70,7 @@ def collect_lineage(*, params: Params, root: Path, test_hash: str, data_md5: str
         test_hash=test_hash,
         amlp_version=amlp.__version__,
         image=os.environ.get(IMAGE, ""),
-        pipeline_run=os.environ.get(PIPELINE_RUN, ""),
+        kubeflow_run=os.environ.get(PIPELINE_RUN, ""),
     )
 
 

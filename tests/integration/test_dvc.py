@@ -38,7 +38,7 @@ scores = pd.read_csv("evaluation/cases.csv").query("model == 'segmenter'").set_i
 assert len(index) == len(scores)
 for case in index.itertuples():
     with open("data/ingest/" + case.image, "rb") as file:
-        predicted = model.predict(file.read()) > 0
+        predicted = model.predict(file.read())["mask"] > 0
     truth = np.asarray(Image.open("data/ingest/" + case.mask)) > 0
     size = predicted.sum() + truth.sum()
     dsc = 2 * (predicted & truth).sum() / size if size else 1.0
