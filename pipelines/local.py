@@ -291,7 +291,8 @@ def _dvc_repro(workspace: Path, params: Params, data: Path) -> dict[str, float]:
 
     values = params.model_dump(by_alias=True)
     values["register"]["tracking_uri"] = "sqlite:///mlflow.db"
-    recipe = workspace.with_suffix(".yaml")
+    # Not dvc.yaml beside the workspace: DVC takes each file of that name for a pipeline.
+    recipe = workspace.with_name("recipe.yaml")
     recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
     make_workspace(workspace, recipe=recipe, data=data, project=PROJECT)
     environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
