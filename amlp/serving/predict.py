@@ -1,8 +1,9 @@
 """`amlp predict IN OUT`: masks, overlays and a table for a folder of pictures and volumes.
 
-Three things go on at a time: files are read, the model runs on batches, masks are written. What waits between them is
-small and bounded, so that memory doesn't grow with the folder: a picture is brought to the model's size as soon as it
-is read, and a mask to the picture's size just before it is written.
+Each core has a batch of files of its own and does all of it: read, run the model, write. That is faster than one model
+on all cores, whose threads wait for each other in each layer and for what reads and writes. Memory doesn't grow with
+the folder: a picture is brought to the model's size as soon as it is read, and a mask to the picture's size just before
+it is written.
 
 What is finished is noted in OUT/.predict.jsonl, and the same command goes on from there when it was interrupted.
 """
@@ -13,12 +14,13 @@ import csv
 import json
 import re
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,14 +47,15 @@ COLUMNS = ("file", "slice", "width", "height", "lesion", "presence", "area_px", 
 BATCH = 16
 # Overlays are to be looked at, and enlarged or native ones would take longer than all the rest.
 OVERLAY_SIDE = 512
-_THREADS = 2
+# Volumes that are read or written at a time, whatever the number of cores: each is up to a gigabyte then.
+_VOLUMES = threading.BoundedSemaphore(4)
 _SHOWN = 20
 _HALF = re.compile(r"\..*\.\d+\.tmp(\.\w+)?", re.DOTALL)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Work:
-    """A file on its way: the model's inputs of its slices (one for a picture), then the model's answers.
+    """A file that was read: the model's inputs of its slices (one for a picture), and the seconds that it took.
 
     look: a picture for the overlay, uint8, small. header: of a volume, see `Volume`.
     """
@@ -63,7 +66,6 @@ class _Work:
     seconds: float
     look: NDArray[np.uint8] | None = None
     header: Any = None
-    answers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -266,74 +268,66 @@ def _stamp(source: Source) -> list[int]:
 def _run(
     predictor: Predictor, sources: Sequence[Source], writer: _Writer, *, looks: bool
 ) -> Iterator[tuple[Source, list[dict[str, Any]]]]:
-    """Yield each source with its rows as soon as its mask is written."""
-    readers, writers = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(_THREADS)
-    written: deque[tuple[Source, Future[list[dict[str, Any]]]]] = deque()
-    queue: list[_Work] = []  # A work for each of its slices that waits for the model.
-
-    def ask() -> None:
-        batch, queue[:] = queue[:BATCH], queue[BATCH:]
-        inputs = [work.pixels[len(work.answers) + number] for work, number in _numbered(batch)]
-        started = time.perf_counter()
-        logits, presence = predictor.logits(torch.from_numpy(np.stack(inputs)))
-        seconds = (time.perf_counter() - started) / len(batch)
-        for number, work in enumerate(batch):
-            work.answers.append((logits[number : number + 1], presence[number : number + 1]))
-            work.seconds += seconds
-            if len(work.answers) == len(work.pixels):
-                written.append((work.source, writers.submit(writer.write, work)))
-
+    """Yield each source with its rows once its mask is written, in order."""
+    groups = _groups(sources)
+    cores = torch.get_num_threads()
+    workers = max(1, min(cores, len(groups)))
+    # Few files on many cores, one volume say: then the model may have several.
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,))
+    running: deque[Future[list[tuple[Source, list[dict[str, Any]]]]]] = deque()
     try:
-        for work in _ahead(readers, predictor, sources, looks=looks):
-            if isinstance(work, _Failed):
-                yield work.source, [_row(work.source, error=work.reason)]
-                continue
-            queue += [work] * len(work.pixels)
-            while len(queue) >= BATCH:
-                ask()
-            while len(written) > 2 * BATCH or (written and written[0][1].done()):
-                source, rows = written.popleft()
-                yield source, rows.result()
-        while queue:
-            ask()
-        for source, rows in written:
-            yield source, rows.result()
+        for group in groups:
+            running.append(pool.submit(_segment, predictor, group, writer, looks=looks))
+            if len(running) == 2 * workers:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
     finally:
-        readers.shutdown(cancel_futures=True)
-        writers.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
+        # Threads that start later would take the pool's number.
+        torch.set_num_threads(cores)
 
 
-def _numbered(batch: Sequence[_Work]) -> Iterator[tuple[_Work, int]]:
-    """Each work with how often it came before in the batch."""
-    before: dict[int, int] = {}
-    for work in batch:
-        number = before.get(id(work), 0)
-        before[id(work)] = number + 1
-        yield work, number
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, predictor: Predictor, sources: Iterable[Source], *, looks: bool
-) -> Iterator[_Work | _Failed]:
-    """Load the sources in order, two batches of pictures ahead or four volumes, each of which is many slices."""
-    waiting: deque[Future[_Work | _Failed]] = deque()
-    weights: deque[int] = deque()
+def _groups(sources: Sequence[Source]) -> list[list[Source]]:
+    """Pictures in batches, volumes, each of which is many slices, alone; in order."""
+    groups: list[list[Source]] = []
     for source in sources:
-        waiting.append(pool.submit(_load, predictor, source, looks=looks))
-        weights.append(BATCH // 2 if source.volume else 1)
-        while sum(weights) >= 2 * BATCH:
-            weights.popleft()
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        if source.volume or not groups or groups[-1][0].volume or len(groups[-1]) == BATCH:
+            groups.append([])
+        groups[-1].append(source)
+    return groups
+
+
+def _segment(
+    predictor: Predictor, group: Sequence[Source], writer: _Writer, *, looks: bool
+) -> list[tuple[Source, list[dict[str, Any]]]]:
+    """Read the files of a group, run the model on them, write the masks."""
+    loaded = [_load(predictor, source, looks=looks) for source in group]
+    pixels = [plane for work in loaded if isinstance(work, _Work) for plane in work.pixels]
+    started = time.perf_counter()
+    answers: list[tuple[Tensor, Tensor]] = []
+    for first in range(0, len(pixels), BATCH):
+        logits, presence = predictor.logits(torch.from_numpy(np.stack(pixels[first : first + BATCH])))
+        answers += zip(logits.split(1), presence.split(1), strict=True)
+    seconds = (time.perf_counter() - started) / max(1, len(pixels))
+
+    done, first = [], 0
+    for work in loaded:
+        if isinstance(work, _Failed):
+            done.append((work.source, [_row(work.source, error=work.reason)]))
+            continue
+        own = answers[first : (first := first + len(work.pixels))]
+        done.append((work.source, writer.write(work, own, work.seconds + seconds * len(own))))
+    return done
 
 
 def _load(predictor: Predictor, source: Source, *, looks: bool) -> _Work | _Failed:
     started = time.perf_counter()
     try:
         if source.volume:
-            volume = read_volume(source.path)
-            pixels = [predictor.prepare(plane) for plane in volume.slices]
+            with _VOLUMES:
+                volume = read_volume(source.path)
+                pixels = [predictor.prepare(plane) for plane in volume.slices]
             _, height, width = volume.slices.shape
             return _Work(source, (height, width), pixels, time.perf_counter() - started, header=volume.header)
         image = to_uint8(read_image(source.path))
@@ -364,27 +358,28 @@ class _Writer:
         self.out = out.resolve()
         self.overlays = overlays
 
-    def write(self, work: _Work) -> list[dict[str, Any]]:
-        """Write mask and overlay; returns the table's rows.
+    def write(self, work: _Work, answers: Sequence[tuple[Tensor, Tensor]], seconds: float) -> list[dict[str, Any]]:
+        """Write mask and overlay of the model's `answers`, which took `seconds`; returns the table's rows.
 
         Raises:
             UserError: they can't be written; what is wrong with one, a full disk, would be wrong with the others.
         """
         try:
-            return self._write(work)
+            with _VOLUMES if work.header is not None else nullcontext():
+                return self._write(work, answers, seconds)
         except OSError as error:
             raise UserError(
                 f"{self.out}: the mask of {work.source.name} can't be written ({error.strerror or error}); mend that, "
                 "and the same command goes on."
             ) from error
 
-    def _write(self, work: _Work) -> list[dict[str, Any]]:
+    def _write(self, work: _Work, answers: Sequence[tuple[Tensor, Tensor]], seconds: float) -> list[dict[str, Any]]:
         started = time.perf_counter()
-        predictions = (Predictor.finish(*answer, work.size) for answer in work.answers)
+        predictions = (Predictor.finish(*answer, work.size) for answer in answers)
         target = self._target(MASKS, work.source.mask)
         if work.header is not None:
             rows = []
-            masks = np.empty((len(work.answers), *work.size), np.uint8)
+            masks = np.empty((len(answers), *work.size), np.uint8)
             for number, prediction in enumerate(predictions):
                 masks[number] = prediction.mask
                 rows.append(self._figures(work, prediction, slice=number))
@@ -399,8 +394,8 @@ class _Writer:
             if work.look is not None:
                 with atomic_file(self._target(OVERLAYS, work.source.mask)) as temporary:
                     _outlined(work.look, prediction.mask).save(temporary, format="PNG", compress_level=1)
-        seconds = (work.seconds + time.perf_counter() - started) / len(rows)
-        return [{**row, "seconds": round(seconds, 5)} for row in rows]
+        seconds += time.perf_counter() - started
+        return [{**row, "seconds": round(seconds / len(rows), 5)} for row in rows]
 
     def _figures(self, work: _Work, prediction: Prediction, **values: Any) -> dict[str, Any]:
         height, width = work.size
