@@ -119,7 +119,7 @@ def _decode(content: bytes, where: str) -> NDArray[Any]:
 def _nested(item: Any, where: str) -> NDArray[Any]:
     try:
         values = np.array(item, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: nested lists that are no picture ({error}); {_EXPECTED}.") from error
     # JSON keeps no types. Whole numbers are what a file of 8 or 16 bits holds.
     if values.size and (values == np.rint(values)).all() and values.min() >= 0 and values.max() <= 65535:

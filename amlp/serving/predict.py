@@ -11,6 +11,7 @@ What is finished is noted in OUT/.predict.jsonl, and the same command goes on fr
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import sys
@@ -189,7 +190,7 @@ def _check_apart(source: Path, out: Path) -> None:
 class _Journal:
     """A line a finished file, so that an interrupted run can go on. The first line says what the run is of."""
 
-    def __init__(self, path: Path, file: TextIO, done: Mapping[str, list[int]]) -> None:
+    def __init__(self, path: Path, file: TextIO, done: Mapping[str, list[int | str]]) -> None:
         self.path = path
         self._file = file
         self._done = done
@@ -213,7 +214,10 @@ class _Journal:
             if not force and out.is_dir() and (held := sorted(one.name for one in out.iterdir())):
                 what = "an unfinished run of other things" if found else ", ".join(held[:3])
                 raise UserError(f"{out}: holds {what}; choose a new folder, or write into this one with --force.")
-            out.mkdir(parents=True, exist_ok=True)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{out}: can't be made ({error.strerror or error}); choose another folder.") from error
             for stale in (TABLE, SUMMARY):
                 (out / stale).unlink(missing_ok=True)
             done, lines = {}, [dict(key)]
@@ -256,13 +260,16 @@ def _lines(path: Path) -> list[Any]:
     return lines
 
 
-def _stamp(source: Source) -> list[int]:
-    """What tells a file from one that was put in its place; zeros for one that is gone."""
+def _stamp(source: Source) -> list[int | str]:
+    """What tells a file from one that was put in its place; zeros for one that is gone.
+
+    With its mask's name, which another file may have taken over since, for it depends on the file's namesakes.
+    """
     try:
         status = source.path.stat()
     except OSError:
-        return [0, 0]
-    return [status.st_size, status.st_mtime_ns]
+        return [0, 0, source.mask]
+    return [status.st_size, status.st_mtime_ns, source.mask]
 
 
 def _run(
@@ -368,6 +375,9 @@ class _Writer:
             with _VOLUMES if work.header is not None else nullcontext():
                 return self._write(work, answers, seconds)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                # A temporary name is longer than the file's own. This is of one file, so it stops nothing.
+                return [_row(work.source, error="its name is too long to write a mask of that name; rename it.")]
             raise UserError(
                 f"{self.out}: the mask of {work.source.name} can't be written ({error.strerror or error}); mend that, "
                 "and the same command goes on."

@@ -64,17 +64,25 @@ def list_sources(place: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Sour
 
 def _walk(folder: Path) -> list[str]:
     found = []
-    for parent, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename}: can't be read ({error.strerror}); its pictures would be missing."
+        ) from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
     return found
 
 
 def _mask_names(names: Sequence[str]) -> list[str]:
-    """The same names, with the suffix `.png` for pictures; `a.jpg.png` where `a.jpg` has a namesake of another kind."""
+    """The same names, with the suffix `.png` for pictures; `a.jpg.png` where `a.jpg` has a namesake."""
     short = [name if name.lower().endswith(VOLUMES) else str(PurePosixPath(name).with_suffix(".png")) for name in names]
     # Folded, for some file systems take names in capitals for the same.
     count = Counter(name.casefold() for name in short)
+    # A folder's name is taken too: masks of a.jpg and a.png/b.png.
+    count.update({str(folder).casefold() for name in names for folder in PurePosixPath(name).parents})
     masks = [
         mask if mask == name or count[mask.casefold()] == 1 else f"{name}.png"
         for name, mask in zip(names, short, strict=True)

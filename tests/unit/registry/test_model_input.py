@@ -75,6 +75,7 @@ def test_json_lists_regain_their_type(image: np.ndarray) -> None:
         ("no base64!", "base64"),
         (b"GIF89a", "no PNG"),
         ([[[1, 2], [3]]], "nested lists"),
+        ([[[10**400]]], "nested lists"),
         (pd.DataFrame({"picture": [b""]}), "column 'image'"),
     ],
 )

@@ -166,6 +166,8 @@ def test_a_killed_run_goes_on_and_leaves_no_half_file(weights: Weights, tmp_path
     folder.mkdir()
     for number in range(1000):
         write_png(folder / f"{number:04d}.png", RANDOM.integers(0, 256, (40, 50), dtype=np.uint8))
+    Image.open(folder / "0000.png").save(folder / "0000.bmp")
+    (folder / "0000.png").unlink()
     command = [sys.executable, "-m", "amlp", "predict", str(folder), str(out), "--model", str(weights.file)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
@@ -185,14 +187,18 @@ def test_a_killed_run_goes_on_and_leaves_no_half_file(weights: Weights, tmp_path
 
     # Not noted, and so not trusted: this one has changed since.
     write_png(folder / "0002.png", np.zeros((40, 51), np.uint8))
+    # A namesake takes its mask's name, so its own has another one now.
+    write_png(folder / "0000.png", np.zeros((9, 9), np.uint8))
     summary = predict_folder(weights=weights, source=folder, out=out)
-    assert (summary["images"], summary["bad_files"]) == (1000, 0)
+    assert (summary["images"], summary["bad_files"]) == (1001, 0)
     table, predictor = table_of(out), Predictor.load(weights.file)
-    assert len(table) == 1000 and table.loc["0002.png", "width"] == 51
+    assert len(table) == 1001 and table.loc["0002.png", "width"] == 51
+    assert table["mask"].is_unique
     for name in table.index[::100]:
-        np.testing.assert_array_equal(read_mask(out / "masks" / name), predictor.mask(read_image(folder / name)))
+        mask = read_mask(out / table.loc[name, "mask"])
+        np.testing.assert_array_equal(mask, predictor.mask(read_image(folder / name)))
     kept = [name for name, when in finished.items() if (out / "masks" / name).stat().st_mtime_ns == when]
-    assert len(kept) >= noted - 1, "what was finished is not done again"
+    assert len(kept) >= noted - 2, "what was finished is not done again"
     assert not list(out.rglob(".*"))
 
 
@@ -256,6 +262,19 @@ def test_a_mask_that_can_not_be_written_is_told_and_the_run_goes_on_when_that_is
         predict_folder(weights=weights, source=pictures, out=out, force=True)
     (out / "masks/deep").unlink()
     assert predict_folder(weights=weights, source=pictures, out=out)["images"] == BATCH + 8
+
+
+def test_a_folder_that_can_not_be_made_is_told(weights: Weights, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/out: can't be made"):
+        predict_folder(weights=weights, source=pictures, out=tmp_path / "file/out")
+
+
+def test_a_name_too_long_for_a_mask_stops_nothing(weights: Weights, pictures: Path, tmp_path: Path) -> None:
+    name = "a" * 251 + ".png"
+    write_png(pictures / name, np.zeros((9, 9), np.uint8))
+    assert predict_folder(weights=weights, source=pictures, out=tmp_path / "out")["bad_files"] == 1
+    assert "too long" in table_of(tmp_path / "out").loc[name, "error"]
 
 
 def test_names_of_files_may_hold_anything(weights: Weights, tmp_path: Path) -> None:

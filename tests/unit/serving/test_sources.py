@@ -37,6 +37,12 @@ def test_namesakes_of_other_kinds_get_masks_of_their_own(tmp_path: Path) -> None
     assert masks == {"a.png": "a.png", "a.jpg": "a.jpg.png", "A.bmp": "A.bmp.png", "b.jpg": "b.png"}
 
 
+def test_a_mask_does_not_take_a_folder_s_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    folder_with(tmp_path, "a.jpg", "a.png/b.png")
+    assert [source.mask for source in list_sources(tmp_path)[0]] == ["a.jpg.png", "a.png/b.png"]
+
+
 def test_masks_that_can_not_be_told_apart_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jpg\.png: rename one"):
         list_sources(folder_with(tmp_path, "a.png", "a.jpg", "a.jpg.png"))
