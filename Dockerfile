@@ -99,8 +99,15 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv install --cache-dir /var/cache/pip --no-deps --require-hashes --no-build-isolation \
         -r /mnt/pipeline.lock \
     && pip --python /opt/venv check
+# A task's source is a call of its function in `components`.
 RUN --mount=type=bind,from=wheel,source=/src/dist,target=/mnt/dist \
-    pip --python /opt/venv install --no-cache-dir --no-deps --no-index /mnt/dist/*.whl
+    --mount=type=bind,source=components,target=/mnt/components \
+    pip --python /opt/venv install --no-cache-dir --no-deps --no-index /mnt/dist/*.whl \
+    && mkdir /opt/amlp \
+    && cp -r /mnt/components /opt/amlp \
+    && chmod -R u=rwX,go=rX /opt/amlp \
+    && python3 -m compileall -q /opt/amlp
+ENV PYTHONPATH=/opt/amlp
 USER 10001:10001
 CMD ["amlp", "--help"]
 ARG COMMIT=""
@@ -121,7 +128,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     && pip --python /opt/venv install --cache-dir /var/cache/pip --no-deps --require-hashes --no-build-isolation \
         -r /mnt/pipeline.lock \
     && pip --python /opt/venv check
-# components and pipelines belong to no package, and are here to compile and submit.
+# components and pipelines belong to no package: for tasks, and to compile and submit.
 RUN --mount=type=bind,from=wheel,source=/src/dist,target=/mnt/dist \
     --mount=type=bind,source=components,target=/mnt/components \
     --mount=type=bind,source=pipelines,target=/mnt/pipelines \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from amlp.errors import UserError
 
@@ -22,6 +23,10 @@ PIPELINE_RUN, PIPELINE_PAGES = "AMLP_PIPELINE_RUN", "AMLP_PIPELINE_PAGES"
 COMMIT_VARIABLE = "AMLP_GIT_COMMIT"
 # Set in a pipeline's tasks: the image that they run in, as the pipeline names it.
 IMAGE = "AMLP_IMAGE"
+# Set in a pipeline's tasks: where MLflow is, as JSON of `tracking_uri` and `experiment`, for errors to be recorded.
+RECORD = "AMLP_RECORD"
+# Where a pipeline's tasks have a ConfigMap and Secrets mounted, a folder each, whose files hold a variable each.
+SETTINGS_FOLDER = Path("/etc/amlp-settings")
 # Set in a task that launches a RayJob: its own pod.
 POD_NAME, POD_UID = "AMLP_POD_NAME", "AMLP_POD_UID"
 

@@ -1,9 +1,16 @@
-"""What the components share: their images, and functions that travel in a component's own source."""
+"""What the components share: their images, how they are sent to Kubeflow, and helpers of their functions."""
 
+import ast
+import inspect
+import json
+import linecache
 import os
-from functools import partial
+import shutil
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from kfp import dsl
 from kfp.dsl import Metrics
 
 # Part of each task's cache key: where a tag does not change with the code, a new build under an old tag is taken for
@@ -11,17 +18,57 @@ from kfp.dsl import Metrics
 STAGES_IMAGE = os.environ.get("AMLP_STAGES_IMAGE") or "amlp-stages:0.1.0"
 PIPELINE_IMAGE = os.environ.get("AMLP_PIPELINE_IMAGE") or "amlp-pipeline:0.1.0"
 
-# Nothing is installed when a task starts: the image is what was tested.
-_component = partial(dsl.component, packages_to_install=[], install_kfp_package=False)
-stage = partial(_component, base_image=STAGES_IMAGE)
-light = partial(_component, base_image=PIPELINE_IMAGE)
+
+def stage(function: Callable[..., Any]) -> Any:
+    """Make a component of a function that does the work of a stage."""
+    return _component(function, STAGES_IMAGE)
+
+
+def light(function: Callable[..., Any]) -> Any:
+    """Make a component of a function that needs no torch."""
+    return _component(function, PIPELINE_IMAGE)
+
+
+def _component(function: Callable[..., Any], image: str) -> Any:
+    """Make a component whose source is a call of the function as it stands in the image.
+
+    Kubeflow copies a component's source into the status of each run several times, and shows no task of a run whose
+    status is too large. So the function itself stays in the image, beside what it imports.
+    """
+    if os.environ.get("_KFP_RUNTIME") == "true":
+        # Within a task, kfp has no decorator, and `run_task` looks for the function itself.
+        return function
+    from kfp import dsl
+
+    make = dsl.component(base_image=image, packages_to_install=[], install_kfp_package=False)
+    return make(_call_of(function))
+
+
+def _call_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of the same name, arguments and description that calls `function` where it is imported."""
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(tree, ast.FunctionDef)
+    tree.decorator_list = []
+    call = (
+        "inputs = dict(locals())\n"
+        "from components.runtime import run_task\n"
+        f"return run_task({function.__module__!r}, {function.__name__!r}, inputs)"
+    )
+    tree.body = ast.parse(call).body
+    source = ast.unparse(tree) + "\n"
+    # kfp reads a component's source with `inspect`, which finds it here.
+    place = f"<component {function.__module__}.{function.__name__}>"
+    linecache.cache[place] = (len(source), None, source.splitlines(keepends=True), place)
+    made: dict[str, Any] = {}
+    exec(compile(source, place, "exec"), function.__globals__, made)
+    called: Callable[..., Any] = made[function.__name__]
+    # Without what is said of the arguments, for it is copied with the rest.
+    called.__doc__ = (inspect.getdoc(function) or "").partition("\n\n")[0]
+    return called
 
 
 def log_figures(metrics: Metrics, folder: str) -> None:
     """Show the numbers of a stage's metrics.json on the run's page; nested ones as `test.benign`."""
-    import shutil
-    from pathlib import Path
-
     from amlp.files import read_json
     from amlp.registry.tracking import flatten
 
@@ -40,8 +87,6 @@ def link_outputs(root: str, outputs: dict[str, str]) -> None:
         root: an existing folder.
         outputs: place in the layout -> where that output really is.
     """
-    from pathlib import Path
-
     for name, path in outputs.items():
         link = Path(root, name)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -59,15 +104,9 @@ def train(name: str, params: str, gpus: str, shards: str, encoder: str, out: str
         encoder: folder; empty for stages that take none.
         out: folder to write.
     """
-    import json
-    import os
-    from pathlib import Path
-
     from amlp.cluster.training import SETTINGS, ClusterParams, run_training
-    from amlp.environment import quiet
     from amlp.params import parse_params, parse_section
 
-    quiet()
     settings = json.loads(os.environ.get(SETTINGS, "{}"))
     cluster = parse_section(ClusterParams, {**settings, "gpus": int(gpus)}, SETTINGS)
     run_training(

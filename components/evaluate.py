@@ -5,7 +5,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 from components.common import log_figures, stage
 
 
-@stage(additional_funcs=[log_figures])
+@stage
 def evaluate(
     params: str,
     cases: Input[Dataset],
@@ -20,12 +20,10 @@ def evaluate(
     import json
     from pathlib import Path
 
-    from amlp.environment import quiet
     from amlp.evaluation.evaluate import evaluate
     from amlp.gallery import write_gallery
     from amlp.params import parse_params
 
-    quiet()
     settings = parse_params(json.loads(params), "evaluate_params")
     evaluate(
         params=settings.evaluate,

@@ -9,7 +9,7 @@ from kfp.dsl import Dataset, Input, Metrics, Model, Output
 from components.common import log_figures, stage, train
 
 
-@stage(additional_funcs=[log_figures, train])
+@stage
 def finetune(
     params: str,
     gpus: str,
@@ -27,7 +27,7 @@ def finetune(
     log_figures(metrics, segmenter.path)
 
 
-@stage(additional_funcs=[log_figures, train])
+@stage
 def scratch(
     params: str,
     gpus: str,

@@ -1,4 +1,4 @@
-"""Components of the gate: what the candidate has to beat, whether it does, and its promotion."""
+"""Components of the gate: what the candidate has to beat, whether it does, and the run's end."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,10 @@ def find_reference(registration: Input[Artifact]) -> str:
     """Find the version that the candidate has to beat, for the gate's cache to know it; empty without a champion."""
     from pathlib import Path
 
-    from amlp.environment import quiet
     from amlp.files import read_json
     from amlp.registry import promotion
     from amlp.registry.tracking import connect
 
-    quiet()
     registered = read_json(Path(registration.path))
     with connect(registered["tracking_uri"]) as client:
         found = promotion.find_reference(client, promotion.Candidate.registered(registered))
@@ -45,7 +43,7 @@ def gate(
     from pathlib import Path
     from typing import NamedTuple
 
-    from amlp.environment import quiet
+    from amlp.errors import UserError
     from amlp.files import read_json, write_json
     from amlp.params import parse_params
     from amlp.registry import promotion
@@ -54,7 +52,6 @@ def gate(
     class Outcome(NamedTuple):
         outcome: str
 
-    quiet()
     registered = read_json(Path(registration.path))
     candidate = promotion.Candidate.registered(registered)
     with connect(registered["tracking_uri"]) as client:
@@ -75,26 +72,48 @@ def gate(
     print(f"{found.outcome} ({found.reason}): {found.explanation}")
     if found.reason == "unreadable_model":
         # Written down, and not for the cache: storage that does not answer looks the same, and may answer tomorrow.
-        raise SystemExit(1)
+        raise UserError(f"{found.outcome} ({found.reason}): {found.explanation}")
     return Outcome(found.outcome)
 
 
 @stage
-def promote(reference: str, decision: Input[Artifact], registration: Input[Artifact]) -> None:
-    """Make the candidate the champion."""
+def conclude(
+    params: str,
+    data_uri: str,
+    data_md5: str,
+    data_rev: str,
+    git_commit: str,
+    reference: str,
+    decision: Input[Artifact],
+    registration: Input[Artifact],
+) -> None:
+    """Make the candidate the champion if the gate says so, and record in MLflow that the pipeline run succeeded.
+
+    Args:
+        params: JSON of all parameters.
+        data_uri: of the images in DVC's remote; empty for generated images, as data_md5 and data_rev.
+        reference: version that the candidate was judged against; empty without one.
+    """
+    import json
     from pathlib import Path
 
-    from amlp.environment import quiet
     from amlp.files import read_json
+    from amlp.params import parse_params
     from amlp.registry import promotion
+    from amlp.registry.outcome import record_success
     from amlp.registry.tracking import connect
 
-    quiet()
-    registered = read_json(Path(registration.path))
-    with connect(registered["tracking_uri"]) as client:
-        promotion.conclude(
-            client,
-            promotion.Candidate.registered(registered),
-            read_json(Path(decision.path)),
-            reference=reference,
-        )
+    registered, judged = read_json(Path(registration.path)), read_json(Path(decision.path))
+    if judged["outcome"] == "promote":
+        with connect(registered["tracking_uri"]) as client:
+            candidate = promotion.Candidate.registered(registered)
+            # A decision from the cache must not undo a rollback that came after it.
+            if promotion.carried_out(client, candidate, reference=reference):
+                promotion.settle(client, candidate.name)
+                print(f"{candidate} was promoted by this decision before; the champion stays as it is.")
+            else:
+                promotion.conclude(client, candidate, judged, reference=reference)
+    tags = {"source_uri": data_uri, "source_md5": data_md5, "source_rev": data_rev, "git_commit": git_commit}
+    settings = parse_params(json.loads(params), "params")
+    run_id = record_success(params=settings.register_, tags={name: value for name, value in tags.items() if value})
+    print(f"{judged['outcome']}: recorded in MLflow run {run_id}")

@@ -21,10 +21,9 @@ def ingest(params: str, data_uri: str, data_md5: str, git_commit: str, cases: Ou
 
     from amlp.data.ingest import ingest
     from amlp.data.versions import fetch_version
-    from amlp.environment import check_code, quiet
+    from amlp.environment import check_code
     from amlp.params import parse_params
 
-    quiet()
     check_code(git_commit)
     settings = parse_params(json.loads(params), "ingest_params")
     source = settings.ingest

@@ -5,7 +5,7 @@ from kfp.dsl import Dataset, Input, Metrics, Output
 from components.common import log_figures, stage
 
 
-@stage(additional_funcs=[log_figures])
+@stage
 def preprocess(
     params: str,
     cases: Input[Dataset],
@@ -18,10 +18,8 @@ def preprocess(
     from pathlib import Path
 
     from amlp.data.preprocess import preprocess
-    from amlp.environment import quiet
     from amlp.params import parse_params
 
-    quiet()
     settings = parse_params(json.loads(params), "preprocess_params")
     preprocess(
         params=settings.preprocess,

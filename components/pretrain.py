@@ -5,7 +5,7 @@ from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 from components.common import log_figures, stage, train
 
 
-@stage(additional_funcs=[log_figures, train])
+@stage
 def pretrain(
     params: str,
     gpus: str,

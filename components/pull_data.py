@@ -20,9 +20,6 @@ def pull_data(repo: str, rev: str, path: str) -> NamedTuple("Version", [("uri", 
     from typing import NamedTuple
 
     from amlp.data.versions import resolve_version
-    from amlp.environment import quiet
-
-    quiet()
 
     class Version(NamedTuple):
         uri: str

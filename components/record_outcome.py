@@ -14,16 +14,15 @@ def record_outcome(params: str, data_rev: str, git_commit: str, status: Pipeline
     """
     import json
 
-    from amlp.environment import quiet
     from amlp.params import parse_params
     from amlp.registry.outcome import record_outcome
 
-    quiet()
     settings = parse_params(json.loads(params), "params")
-    run_id = record_outcome(
+    tags = {"source_rev": data_rev, "git_commit": git_commit}
+    run_id, outcome = record_outcome(
         params=settings.register_,
         state=status.state,
         message=status.error_message or "",
-        tags={"source_rev": data_rev, "git_commit": git_commit},
+        tags={name: value for name, value in tags.items() if value},
     )
-    print(f"{status.state}: recorded in MLflow run {run_id}")
+    print(f"Kubeflow says {status.state}; recorded as {outcome} in MLflow run {run_id}")

@@ -5,7 +5,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 from components.common import link_outputs, stage
 
 
-@stage(additional_funcs=[link_outputs])
+@stage
 def register(
     params: str,
     data_uri: str,
@@ -32,12 +32,11 @@ def register(
     import tempfile
     from pathlib import Path
 
-    from amlp.environment import check_code, quiet
+    from amlp.environment import check_code
     from amlp.params import parse_params
     from amlp.registry.links import write_links
     from amlp.registry.register import register
 
-    quiet()
     check_code(git_commit)
     # Nothing here could be asked where no image says it.
     os.environ["AMLP_GIT_COMMIT"] = git_commit

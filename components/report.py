@@ -5,7 +5,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 from components.common import link_outputs, stage
 
 
-@stage(additional_funcs=[link_outputs])
+@stage
 def report(
     params: str,
     share: str,
@@ -28,12 +28,10 @@ def report(
     import tempfile
     from pathlib import Path
 
-    from amlp.environment import quiet
     from amlp.params import parse_params
     from amlp.registry.links import share_page
     from amlp.report import report
 
-    quiet()
     settings = parse_params(json.loads(params), "params")
     with tempfile.TemporaryDirectory() as root:
         link_outputs(

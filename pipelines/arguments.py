@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -77,12 +78,13 @@ def pipeline_arguments(
     for section in ("pretrain", "finetune"):
         if on_ray and getattr(params, section).num_workers < 1:
             raise UserError(f"{section}.num_workers: 0 trains without Ray; a RayJob needs 1 or more, see --workers.")
-    values = params.model_dump(by_alias=True)
+    # What is a default is left out: other defaults are other code, whose commit `ingest` knows.
+    values = params.model_dump(by_alias=True, exclude_defaults=True)
     # The images come from `data`; a path on somebody's machine says nothing about them.
     if data.repo:
-        values["ingest"]["path"] = data.path
+        values.setdefault("ingest", {})["path"] = data.path
     parts: dict[str, Any] = {name: _text(_part(values, keys)) for name, keys in KEYS.items()}
-    return {
+    arguments = {
         **parts,
         "params": _text(values),
         "git_commit": git_commit,
@@ -95,6 +97,16 @@ def pipeline_arguments(
         "node_selector": {} if on_ray else cluster.node_selector,
         "tolerations": [] if on_ray else cluster.tolerations,
     }
+    for name, value in arguments.items():
+        if found := re.search(r"\{\{.{0,40}", str(value)):
+            # Argo, which runs Kubeflow's tasks, puts its own values in their place.
+            raise UserError(f"{name}: {found.group()!r}: Kubeflow replaces what follows two braces; write it without.")
+    return arguments
+
+
+def record_of(params: Params) -> str:
+    """Say where a run's tasks record their errors, see `amlp.environment.RECORD`."""
+    return _text({"tracking_uri": params.register_.tracking_uri, "experiment": params.register_.experiment})
 
 
 def _part(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -102,8 +114,9 @@ def _part(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     for key in keys:
         section, _, leaf = key.partition(".")
         if leaf:
-            part.setdefault(section, {})[leaf] = values[section][leaf]
-        else:
+            if leaf in values.get(section, {}):
+                part.setdefault(section, {})[leaf] = values[section][leaf]
+        elif section in values:
             part[section] = values[section]
     return part
 

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 def write_pipeline(
-    out: Path, *, cluster: ClusterParams | None = None, follow_data: bool = False, cached: bool = True
+    out: Path,
+    *,
+    cluster: ClusterParams | None = None,
+    follow_data: bool = False,
+    cached: bool = True,
+    record: str = "",
 ) -> None:
     """Compile the training pipeline.
 
@@ -25,4 +30,6 @@ def write_pipeline(
     from pipelines.training import training_pipeline
 
     with atomic_file(out) as temporary:
-        Compiler().compile(training_pipeline(cluster, follow_data=follow_data, cached=cached), str(temporary))
+        Compiler().compile(
+            training_pipeline(cluster, follow_data=follow_data, cached=cached, record=record), str(temporary)
+        )

@@ -10,23 +10,13 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from amlp.environment import IMAGE, PIPELINE_PAGES, PIPELINE_RUN, POD_NAME, POD_UID
+from amlp.environment import IMAGE, PIPELINE_RUN, POD_NAME, POD_UID, RECORD, SETTINGS_FOLDER
 
 # The images' user, for Pod Security `restricted`.
 _USER = 10001
-_SETTINGS = (
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION",
-    "MLFLOW_TRACKING_URI",
-    "AMLP_MLFLOW_PAGES",
-    PIPELINE_PAGES,
-)
-_SECRETS = {
-    "amlp-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    "amlp-mlflow-client": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-}
+# Mounted as files, which `components.runtime` reads into variables: one entry in a pod's description each, not one for
+# each key, and Kubeflow's MLflow plugin may set the same variables without a conflict.
+_SETTINGS, _SECRETS = "amlp-settings", ("amlp-s3", "amlp-mlflow-client")
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,7 @@ class Pod:
         cpu: cores.
         memory: as Kubernetes writes it.
         hours: after which the pod is ended.
-        retries: of a pod that failed; a training goes on from its last checkpoint.
+        retries: of a pod that vanished; a training resumes from its last checkpoint.
     """
 
     cpu: str = "1"
@@ -46,16 +36,29 @@ class Pod:
     retries: int = 2
 
 
-def place(task: dsl.PipelineTask, pod: Pod) -> dsl.PipelineTask:
-    """Give a task its resources, limits, retries, settings and credentials."""
+def place(task: dsl.PipelineTask, pod: Pod, *, record: str = "") -> dsl.PipelineTask:
+    """Give a task its resources, limits, retries, settings and credentials.
+
+    Args:
+        task: of the pipeline.
+        pod: what it needs.
+        record: where its error is recorded, see `amlp.environment.RECORD`; empty for nowhere.
+    """
     task.set_cpu_request(pod.cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
-    # Kubernetes ends pods for reasons that a second try does not meet: a drained node, an image that did not come.
-    task.set_retry(num_retries=pod.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="900s")
-    kubernetes.set_timeout(task, seconds=int(pod.hours * 3600))
+    # Under Kubeflow's own configuration, for pods that vanish alone: a drained node, a deleted pod. The maximum counts
+    # from the first start and is the last try's deadline, so it covers all tries at their full length.
+    seconds = int(pod.hours * 3600)
+    longest = (pod.retries + 1) * seconds + 3600
+    task.set_retry(
+        num_retries=pod.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=f"{longest}s"
+    )
+    kubernetes.set_timeout(task, seconds=seconds)
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
-    kubernetes.use_config_map_as_env(task, "amlp-settings", {name: name for name in _SETTINGS}, optional=True)
-    for secret, names in _SECRETS.items():
-        kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)
+    kubernetes.use_config_map_as_volume(task, _SETTINGS, f"{SETTINGS_FOLDER}/{_SETTINGS}", optional=True)
+    for secret in _SECRETS:
+        kubernetes.use_secret_as_volume(task, secret, f"{SETTINGS_FOLDER}/{secret}", optional=True)
+    if record:
+        task.set_env_variable(RECORD, record)
     task.set_env_variable(IMAGE, task.container_spec.image)
     # By the pod's label and not as a parameter, which would make each run's tasks new to the cache.
     kubernetes.use_field_path_as_env(task, PIPELINE_RUN, "metadata.labels['pipeline/runid']")

@@ -11,7 +11,7 @@ from kfp import dsl
 from amlp.cluster.training import SETTINGS, ClusterParams
 from components.evaluate import evaluate
 from components.finetune import finetune, scratch
-from components.gate import find_reference, gate, promote
+from components.gate import conclude, find_reference, gate
 from components.ingest import ingest
 from components.preprocess import preprocess
 from components.pretrain import pretrain
@@ -33,7 +33,9 @@ _PODS = {
 }
 
 
-def training_pipeline(cluster: ClusterParams | None = None, *, follow_data: bool = False, cached: bool = True) -> Any:
+def training_pipeline(
+    cluster: ClusterParams | None = None, *, follow_data: bool = False, cached: bool = True, record: str = ""
+) -> Any:
     """Return the training pipeline for one kind of cluster.
 
     What `cluster` says is fixed when the pipeline is compiled, and becomes part of its tasks and not of their inputs:
@@ -44,6 +46,7 @@ def training_pipeline(cluster: ClusterParams | None = None, *, follow_data: bool
         follow_data: look the data's version up in every run, for a schedule that follows a branch.
         cached: whether tasks may be taken from the cache. The client's own switch reaches no task within the exit
             handler's group.
+        record: where tasks record their errors, see `amlp.environment.RECORD`; empty for nowhere.
     """
     cluster = cluster or ClusterParams()
     # GPUs are an input: a model trained on one is another than a model trained without.
@@ -52,7 +55,7 @@ def training_pipeline(cluster: ClusterParams | None = None, *, follow_data: bool
     def put(task: dsl.PipelineTask, pod: Pod) -> dsl.PipelineTask:
         if not cached:
             task.set_caching_options(False)
-        return place(task, pod)
+        return place(task, pod, record=record)
 
     @dsl.pipeline(name="amlp-training")
     def training(
@@ -147,8 +150,19 @@ def training_pipeline(cluster: ClusterParams | None = None, *, follow_data: bool
             )
             for task in (ingested, validation, packed, evaluated, registered, reported, judged):
                 put(task, _PODS[task.name])
-            with dsl.If(judged.outputs["outcome"] == "promote", name="promote"):
-                put(promote(reference=reference, decision=judged.outputs["decision"], registration=registration), Pod())
+            concluded = conclude(
+                params=params,
+                data_uri=uri,
+                data_md5=md5,
+                data_rev=data_rev,
+                git_commit=git_commit,
+                reference=reference,
+                decision=judged.outputs["decision"],
+                registration=registration,
+            )
+            # The last of all: it says that every other task succeeded.
+            put(concluded.after(reported), Pod(memory="4Gi"))
+            concluded.set_caching_options(False)
 
     return training
 

@@ -210,6 +210,14 @@ def conclude(
     return entry
 
 
+def carried_out(client: MlflowClient, candidate: Candidate, *, reference: str) -> bool:
+    """Whether the candidate was promoted before against this reference, and may have been rolled back since."""
+    return any(
+        entry.action == "promote" and not entry.void and (entry.version, entry.before) == (candidate.version, reference)
+        for entry in read_history(client, candidate.name).entries
+    )
+
+
 def rollback(
     client: MlflowClient, name: str, *, to: str = "", reason: str, actor: str = "", dry_run: bool = False
 ) -> tuple[str, str]:

@@ -156,16 +156,18 @@ def parent_run(client: MlflowClient, *, experiment: str, name: str, tags: Mappin
     """Open a run and end it as FINISHED or FAILED; yields its id.
 
     A run whose id is in MLFLOW_RUN_ID, as Kubeflow's plugin injects it, is used instead, and left for its owner to end.
-    Within a pipeline run it is that one's, which another try or another task may have opened before.
+    Within a pipeline run it is that one's, which another try or another task may have opened before; it ends when the
+    pipeline run ends (`amlp.registry.outcome`).
     """
     if injected := os.environ.get("MLFLOW_RUN_ID"):
         RunLog(client, injected).tags({**tags, **pipeline_tags()})
         yield injected
         return
     if pipeline := pipeline_tags():
-        with reopened_run(client, experiment=experiment, name=name, tags={RUN_TAG: pipeline[RUN_TAG]}) as run_id:
-            RunLog(client, run_id).tags({**tags, **pipeline})
-            yield run_id
+        run_id = pipeline_run(client, experiment=experiment, name=name)
+        client.update_run(run_id, status="RUNNING")
+        RunLog(client, run_id).tags({**tags, **pipeline})
+        yield run_id
         return
     run = client.create_run(experiment_id(client, experiment), run_name=name, tags=dict(tags))
     with _ended(client, run.info.run_id):
@@ -178,6 +180,36 @@ def pipeline_tags() -> dict[str, str]:
     if not run_id:
         return {}
     return {RUN_TAG: run_id} | ({PAGE_TAG: f"{pages.rstrip('/')}/#/runs/details/{run_id}"} if pages else {})
+
+
+def pipeline_run(client: MlflowClient, *, experiment: str, name: str, pipeline: str = "") -> str:
+    """Find or make the run of a pipeline run; returns its id.
+
+    Tasks that make one in the same moment all get the one that was made first.
+
+    Args:
+        client: of MLflow.
+        experiment: of MLflow.
+        name: of a run that is made.
+        pipeline: Kubeflow's id; empty for the pipeline run that this task belongs to.
+    """
+    pipeline = pipeline or pipeline_tags()[RUN_TAG]
+    if found := find_pipeline_run(client, experiment=experiment, pipeline=pipeline):
+        return found
+    home = experiment_id(client, experiment)
+    made: str = client.create_run(home, run_name=name, tags={RUN_TAG: pipeline}).info.run_id
+    first = find_pipeline_run(client, experiment=experiment, pipeline=pipeline)
+    if first != made:
+        client.delete_run(made)
+    return first
+
+
+def find_pipeline_run(client: MlflowClient, *, experiment: str, pipeline: str) -> str:
+    """Find the first run of a pipeline run; empty for none."""
+    home = experiment_id(client, experiment)
+    # Children carry no such tag.
+    runs = client.search_runs([home], filter_string=_having({RUN_TAG: pipeline}))
+    return min(((run.info.start_time, run.info.run_id) for run in runs), default=(0, ""))[1]
 
 
 @contextmanager

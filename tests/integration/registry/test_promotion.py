@@ -21,7 +21,7 @@ from amlp.models.checkpoint import save
 from amlp.params import Params, parse_params
 from amlp.registry.decision import Decision
 from amlp.registry.ledger import Entry, read_history
-from amlp.registry.promotion import Candidate, conclude, find_reference, judge
+from amlp.registry.promotion import Candidate, carried_out, conclude, find_reference, judge, rollback
 from amlp.registry.register import register
 from amlp.registry.tracking import connect
 from tests.stage_outputs import write_stage_outputs
@@ -180,3 +180,18 @@ def test_another_test_split_is_refused(registry: Registry) -> None:
     mask = registry.root / "data/ingest/masks/case_00.png"
     shutil.copy(mask.with_name("case_03.png"), mask)
     assert registry.judge(registry.register(GOOD - 1)).reason == "other_data"
+
+
+def test_a_decision_that_was_carried_out_is_known_after_a_rollback(registry: Registry) -> None:
+    """A pipeline run that takes it from the cache must not promote the version again."""
+    registry.scratch(BAD - 1)
+    registry.challenge(GOOD)
+    second = registry.register(GOOD - 1)
+    assert not carried_out(registry.client, second, reference="1")
+    decision = registry.judge(second).as_dict() | {"outcome": "promote"}
+    registry.conclude(second, decision, "1")
+    assert carried_out(registry.client, second, reference="1") and registry.aliases["champion"] == "2"
+    rollback(registry.client, second.name, reason="worse on the new scanner")
+    assert registry.aliases["champion"] == "1" and find_reference(registry.client, second) == "1"
+    assert carried_out(registry.client, second, reference="1")
+    assert not carried_out(registry.client, second, reference="")

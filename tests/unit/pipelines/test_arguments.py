@@ -73,10 +73,16 @@ def test_a_stage_gets_the_parameters_that_dvc_names(project: Path, pipeline: dic
         source = task["inputs"]["parameters"]["params"]["componentInputParameter"]
         given = arguments()[source.removeprefix("pipelinechannel--")]
         if name in ("register", "report"):
-            assert set(leaves(json.loads(given))) == everything
+            allowed = everything
         else:
-            other_side = OTHER_SIDE.get("finetune" if name == "scratch" else name, set())
-            assert set(leaves(json.loads(given))) == {*stages[name]["params"], *other_side}, name
+            allowed = {*stages[name]["params"], *OTHER_SIDE.get("finetune" if name == "scratch" else name, set())}
+        # Of those, what is no default.
+        assert set(leaves(json.loads(given))) == allowed & set(leaves(VALUES)), name
+
+
+def test_defaults_are_left_out() -> None:
+    values = {**VALUES, "finetune": {"epochs": Params().finetune.epochs}}
+    assert arguments(values) == arguments()
 
 
 def test_a_part_passes_the_check_that_the_whole_passed() -> None:
@@ -156,6 +162,16 @@ def test_what_changes_no_result_is_no_argument(other: dict[str, Any]) -> None:
     values = {**VALUES, "finetune": {"num_workers": 2}, "pretrain": {"num_workers": 2}}
     given = arguments(values, cluster=ON_RAY.model_copy(update=other))
     assert given == arguments(values, cluster=ON_RAY)
+
+
+def test_what_argo_would_replace_is_refused() -> None:
+    with pytest.raises(UserError, match=r"params: .*workflow\.name.* two braces"):
+        arguments({**VALUES, "register": {**VALUES["register"], "experiment": "a{{workflow.name}}"}})
+    with pytest.raises(UserError, match=r"workflow.name.* two braces"):
+        arguments(
+            {**VALUES, "ingest": {"source": "busi"}},
+            data=DataSource("https://example.org/x.git", "main", "{{workflow.name}}"),
+        )
 
 
 def test_a_ray_cluster_without_workers_is_refused() -> None:

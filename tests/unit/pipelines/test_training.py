@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import pytest
 import yaml
 
 from amlp import __version__
+from amlp.environment import SETTINGS_FOLDER
+from amlp.params import load_params, parse_params
 from pipelines.__main__ import main
+from pipelines.arguments import DataSource, pipeline_arguments
 from pipelines.compile import write_pipeline
 
 IMAGES = ("AMLP_STAGES_IMAGE", "AMLP_PIPELINE_IMAGE")
@@ -27,10 +31,6 @@ def compiled(project: Path, out: Path, **variables: str) -> dict[str, Any]:
     )  # fmt: skip
     assert str(out) in done.stdout
     return read(out)
-
-
-# What `dsl.If` makes of the promotion: a task that is a pipeline of its own.
-PROMOTION = "condition-2"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -108,25 +108,24 @@ def test_tasks_and_edges_are_those_of_dvc(tasks: dict[str, Any], stages: dict[st
         return {source["taskOutputArtifact"]["producerTask"] for source in given}
 
     edges = {name: producers(stage) for name, stage in stages.items()}
-    assert set(tasks) - set(edges) == {"pull-data", "find-reference", "gate", PROMOTION}
+    assert set(tasks) - set(edges) == {"pull-data", "find-reference", "gate", "conclude"}
     assert {name: artifacts(tasks[name]) for name in edges} == edges
     assert artifacts(tasks["find-reference"]) == {"register"}
     assert artifacts(tasks["gate"]) == {"ingest", "preprocess", "scratch", "register"}
-    assert artifacts(tasks[PROMOTION]) == {"gate", "register"}
+    assert artifacts(tasks["conclude"]) == {"gate", "register"}
     # And no order beyond what data flow asks for.
     order = {name: set(task.get("dependentTasks", [])) for name, task in tasks.items() if name in {*edges, "pull-data"}}
     version = {"ingest": {"pull-data"}, "register": {"pull-data"}}
     assert order == {"pull-data": set(), **{name: edges[name] | version.get(name, set()) for name in edges}}
 
 
-def test_the_champion_is_promoted_on_the_gates_word_alone(golden: dict[str, Any], tasks: dict[str, Any]) -> None:
-    group = tasks[PROMOTION]
-    assert group["triggerPolicy"] == {
-        "condition": "inputs.parameter_values['pipelinechannel--gate-outcome'] == 'promote'"
-    }
-    word = group["inputs"]["parameters"]["pipelinechannel--gate-outcome"]
-    assert word["taskOutputParameter"] == {"outputParameterKey": "outcome", "producerTask": "gate"}
-    assert set(golden["components"][group["componentRef"]["name"]]["dag"]["tasks"]) == {"promote"}
+def test_the_success_is_recorded_after_every_other_task(tasks: dict[str, Any]) -> None:
+    waits_for, waiting = set(), ["conclude"]
+    while waiting:
+        before = set(tasks[waiting.pop()].get("dependentTasks", []))
+        waiting += before - waits_for
+        waits_for |= before
+    assert waits_for == tasks.keys() - {"conclude"}
 
 
 def test_all_tasks_descend_from_one_that_names_data_and_code(tasks: dict[str, Any]) -> None:
@@ -141,10 +140,9 @@ def test_all_tasks_descend_from_one_that_names_data_and_code(tasks: dict[str, An
 def test_every_task_is_cached_but_those_that_look_at_what_can_change(
     golden: dict[str, Any], tasks: dict[str, Any]
 ) -> None:
-    promotion = golden["components"][tasks[PROMOTION]["componentRef"]["name"]]["dag"]["tasks"]
-    for name, task in (tasks | promotion).items():
-        cached = {} if name == "find-reference" else {"enableCache": True}
-        assert name == PROMOTION or task["cachingOptions"] == cached
+    for name, task in tasks.items():
+        cached = {} if name in ("find-reference", "conclude") else {"enableCache": True}
+        assert task["cachingOptions"] == cached, name
     # The gate's answer is known by whom it was about.
     assert tasks["gate"]["inputs"]["parameters"]["reference"]["taskOutputParameter"]["producerTask"] == "find-reference"
     last = golden["root"]["dag"]["tasks"]["record-outcome"]
@@ -156,22 +154,24 @@ def test_a_schedule_looks_the_data_up_each_time(golden: dict[str, Any], tmp_path
     write_pipeline(tmp_path / "schedule.yaml", follow_data=True)
     group = "comp-exit-handler-1"
     follows = read(tmp_path / "schedule.yaml")["components"][group]["dag"]["tasks"]
-    options = {name: task["cachingOptions"] for name, task in follows.items() if name != PROMOTION}
-    now = {name: option.get("enableCache", False) for name, option in options.items()}
-    assert now == {name: name not in ("pull-data", "find-reference") for name in now}
+    now = {name: task["cachingOptions"].get("enableCache", False) for name, task in follows.items()}
+    assert now == {name: name not in ("pull-data", "find-reference", "conclude") for name in now}
 
 
 def test_no_task_is_without_limits(golden: dict[str, Any], tasks: dict[str, Any], pods: dict[str, Any]) -> None:
     executors = golden["deploymentSpec"]["executors"]
-    tasks = tasks | golden["components"][tasks[PROMOTION]["componentRef"]["name"]]["dag"]["tasks"]
-    del tasks[PROMOTION]
     for name in (*tasks, "record-outcome"):
         resources = executors[f"exec-{name}"]["container"]["resources"]
         assert resources["resourceMemoryLimit"] and resources["resourceCpuRequest"], name
         assert int(pods[name]["activeDeadlineSeconds"]) > 0, name
         assert pods[name]["securityContext"]["runAsNonRoot"], name
     for name, task in {**tasks, **golden["root"]["dag"]["tasks"]}.items():
-        assert name == "exit-handler-1" or task["retryPolicy"]["maxRetryCount"] == 2, name
+        if name == "exit-handler-1":
+            continue
+        retry, hours = task["retryPolicy"], int(pods[name]["activeDeadlineSeconds"]) / 3600
+        assert retry["maxRetryCount"] == 2, name
+        # It counts from the first try's start, and ends the last one: three tries of full length fit in.
+        assert int(retry["backoffMaxDuration"].removesuffix("s")) >= 3 * hours * 3600 + 60 + 120, name
 
 
 def test_trainings_alone_may_have_gpus_and_shared_memory(golden: dict[str, Any], pods: dict[str, Any]) -> None:
@@ -185,21 +185,102 @@ def test_trainings_alone_may_have_gpus_and_shared_memory(golden: dict[str, Any],
         assert (memory["mountPath"], memory["medium"]) == ("/dev/shm", "Memory")
 
 
-def test_what_pods_take_from_the_namespace_is_there(project: Path, pods: dict[str, Any]) -> None:
+def test_what_pods_take_from_the_namespace_is_there(
+    project: Path, golden: dict[str, Any], pods: dict[str, Any]
+) -> None:
     """Names of objects and keys, against k8s/."""
     text = (project / "k8s/base/kustomization.yaml").read_text(encoding="utf-8")
     settings = next(one for one in yaml.safe_load(text)["configMapGenerator"] if one["name"] == "amlp-settings")
     known = {literal.partition("=")[0] for literal in settings["literals"]}
-    # Where the cluster has S3 and people their pages is an overlay's.
-    known |= {"AWS_ENDPOINT_URL_S3", "AMLP_MLFLOW_PAGES", "AMLP_PIPELINE_PAGES"}
     manual = (project / "k8s/README.md").read_text(encoding="utf-8")
     for pod in pods.values():
-        [config] = pod["configMapAsEnv"]
-        assert config["configMapName"] == "amlp-settings"
-        assert {entry["configMapKey"] for entry in config["keyToEnv"]} <= known
-        for secret in pod["secretAsEnv"]:
-            for entry in secret["keyToEnv"]:
-                assert f"`{secret['secretName']}`" in manual and entry["secretKey"] in manual
+        [config] = [one for one in pod["configMapAsVolume"] if one["configMapName"] == "amlp-settings"]
+        assert "MLFLOW_TRACKING_URI" in known and config["optional"]
+        secrets = {one["secretName"]: one["mountPath"] for one in pod["secretAsVolume"]}
+        assert secrets.keys() == {"amlp-s3", "amlp-mlflow-client"}
+        assert all(f"`{secret}`" in manual for secret in secrets)
+        # Kubernetes refuses a pod with a variable both by value, as Kubeflow's MLflow plugin sets it, and by key.
+        assert not pod.keys() & {"configMapAsEnv", "secretAsEnv"}
+        places = [config["mountPath"], *secrets.values()]
+        assert {str(Path(place).parent) for place in places} == {str(SETTINGS_FOLDER)} and len(set(places)) == 3
+
+
+def json_size(value: Any) -> int:
+    """Of JSON as a string within JSON."""
+    return len(json.dumps(json.dumps(value)))
+
+
+def pod_patch(name: str, golden: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
+    """What Kubeflow's driver patches a task's pod with: a container with its inputs as JSON, and its volumes."""
+    component = golden["components"][f"comp-{name}"]
+    container = golden["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+    settings = golden["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{name}"]
+
+    def artifacts(kind: str) -> dict[str, Any]:
+        found = component.get(kind, {}).get("artifacts", {})
+        place = f"minio://mlpipeline/private-artifacts/amlp/v2/artifacts/amlp-training/{'u' * 36}/{name}/{'u' * 36}"
+        return {
+            key: {
+                "artifacts": [{"name": "n" * 36, "type": one["artifactType"], "uri": f"{place}/{key}", "metadata": {}}]
+            }
+            for key, one in found.items()
+        }
+
+    executor = {
+        "inputs": {"parameterValues": values, "artifacts": artifacts("inputDefinitions")},
+        "outputs": {"artifacts": artifacts("outputDefinitions"), "outputFile": "/gcs/output_metadata.json"},
+    }
+    arguments = ["--pipeline_name", "amlp-training", "--run_id", "u" * 36, "--execution_id", "1" * 6, "--pod_name"]
+    arguments += ["--executor_input", json.dumps(executor), "--component_spec", json.dumps(component), "--mlmd_server"]
+    arguments += ["address" * 6, "--", *container["command"], *container["args"]]
+    mounts = [*settings["configMapAsVolume"], *settings["secretAsVolume"], *settings.get("emptyDirMounts", [])]
+    named = [one.get("configMapName") or one.get("secretName") or one["volumeName"] for one in mounts]
+    fields = [
+        {"name": one["name"], "valueFrom": {"fieldRef": {"fieldPath": one["fieldPath"]}}}
+        for one in settings["fieldPathAsEnv"]
+    ]
+    return {
+        "containers": [{
+            "name": "main", "image": container["image"], "command": arguments, "env": [*container["env"], *fields],
+            "resources": {"limits": {"memory": "16Gi"}, "requests": {"cpu": "2", "memory": "16Gi"}},
+            "securityContext": {"runAsUser": 10001, "runAsGroup": 10001, "runAsNonRoot": True},
+            "volumeMounts": [{"name": n, "mountPath": one["mountPath"]} for n, one in zip(named, mounts, strict=True)],
+        }],
+        "volumes": [{"name": one, "configMap": {"name": one, "optional": True}} for one in named],
+    }  # fmt: skip
+
+
+def status_size(golden: dict[str, Any], arguments: dict[str, Any]) -> int:
+    """Bytes of a Workflow's status at worst, as Argo keeps it for Kubeflow.
+
+    Six copies of what each pod is patched with, for each of three tries of a training; twice the containers,
+    components, Kubernetes' settings and tasks; and the specification itself.
+    """
+    kubernetes = golden["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    group = golden["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    total = len(json.dumps(golden))
+    for name, task in {**group, "record-outcome": golden["root"]["dag"]["tasks"]["record-outcome"]}.items():
+        sources = {
+            key: one.get("componentInputParameter", "") for key, one in task["inputs"].get("parameters", {}).items()
+        }
+        values = {
+            key: arguments.get(source.removeprefix("pipelinechannel--"), "x" * 60) for key, source in sources.items()
+        }
+        tries = 3 if name in ("pretrain", "finetune", "scratch") else 1
+        total += 6 * tries * json_size(pod_patch(name, golden, values))
+        parts = (golden["deploymentSpec"]["executors"][f"exec-{name}"], golden["components"][f"comp-{name}"])
+        total += 2 * sum(map(json_size, (*parts, kubernetes[f"exec-{name}"], task)))
+    return total
+
+
+def test_the_status_of_a_run_is_small_enough_for_kubeflow_to_read(golden: dict[str, Any], project: Path) -> None:
+    """Above 1 MiB Argo compresses it, and Kubeflow then shows the tasks as they were before."""
+    params = load_params(project / "recipes/busi-gpu.yaml")
+    image = DataSource("https://example.org/images.git", "f" * 40, "images")
+    values = params.model_dump(by_alias=True)
+    values["register"]["tracking_uri"] = "http://mlflow:5000"
+    given = pipeline_arguments(parse_params(values, "test"), git_commit="f" * 40, data=image)
+    assert status_size(golden, given) < 850_000
 
 
 def test_results_are_typed_so_that_the_pages_of_kubeflow_show_them(golden: dict[str, Any]) -> None:

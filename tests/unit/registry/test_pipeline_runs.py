@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from mlflow import MlflowClient
 from amlp.files import write_json
 from amlp.params import RegisterParams
 from amlp.registry.links import write_links
-from amlp.registry.outcome import record_outcome
-from amlp.registry.tracking import connect, parent_run
+from amlp.registry.outcome import record_error, record_outcome, record_success
+from amlp.registry.tracking import connect, parent_run, pipeline_run
 
 
 @pytest.fixture
@@ -19,9 +20,25 @@ def client(tracking_uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=tracking_uri)
 
 
-def record(tracking_uri: str, state: str = "SUCCEEDED", message: str = "") -> str:
+def record(tracking_uri: str, state: str = "COMPLETE", message: str = "") -> str:
     params = RegisterParams(tracking_uri=tracking_uri)
-    return record_outcome(params=params, state=state, message=message, tags={"git_commit": "c"})
+    return record_outcome(params=params, state=state, message=message, tags={"git_commit": "c"})[0]
+
+
+def succeed(tracking_uri: str) -> str:
+    return record_success(params=RegisterParams(tracking_uri=tracking_uri), tags={"source_md5": "m"})
+
+
+@pytest.fixture
+def in_pipeline(tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMLP_PIPELINE_RUN", "p1")
+    monkeypatch.setenv("AMLP_RECORD", json.dumps({"tracking_uri": tracking_uri, "experiment": "amlp"}))
+
+
+def ended(client: MlflowClient, run_id: str) -> tuple[str, str, str, str]:
+    """MLflow's status, and the tags of outcome, task and error."""
+    run = client.get_run(run_id)
+    return (run.info.status, *(run.data.tags.get(f"pipeline_{name}", "") for name in ("outcome", "task", "error")))
 
 
 def opened(tracking_uri: str, *, fail: bool = False) -> str:
@@ -46,28 +63,79 @@ def test_tries_and_outcome_of_a_pipeline_run_share_one_run(
     monkeypatch.setenv("AMLP_PIPELINE_RUN", "p1")
     monkeypatch.setenv("AMLP_PIPELINE_PAGES", "https://kubeflow.example.org/pipeline/")
     first = opened(tracking_uri, fail=True)
-    assert client.get_run(first).info.status == "FAILED"
-    assert opened(tracking_uri) == first == record(tracking_uri)
+    # The pipeline run goes on: what ends it comes later.
+    assert client.get_run(first).info.status == "RUNNING"
+    assert opened(tracking_uri) == first == succeed(tracking_uri)
     run = client.get_run(first)
     assert run.info.status == "FINISHED" and run.data.tags["pipeline_outcome"] == "SUCCEEDED"
     assert run.data.tags["pipeline_run_url"] == "https://kubeflow.example.org/pipeline/#/runs/details/p1"
+    assert run.data.tags["source_md5"] == "m"
 
     monkeypatch.setenv("AMLP_PIPELINE_RUN", "p2")
     assert opened(tracking_uri) != first
     assert len(all_runs(client)) == 2
 
 
+@pytest.mark.parametrize("state", ["COMPLETE", "RUNNING", "CACHED", "SUCCEEDED", "FAILED", "", "NEW_WORD"])
+@pytest.mark.usefixtures("in_pipeline")
+def test_a_success_is_one_whatever_kubeflow_calls_its_end(tracking_uri: str, client: MlflowClient, state: str) -> None:
+    """It says RUNNING where a driver decided the last node."""
+    run_id = succeed(tracking_uri)
+    assert record(tracking_uri, state) == run_id
+    assert ended(client, run_id) == ("FINISHED", "SUCCEEDED", "", "")
+
+
 @pytest.mark.parametrize(
-    ("state", "status"), [("FAILED", "FAILED"), ("CANCELLED", "KILLED"), ("SUCCEEDED", "FINISHED")]
-)
-def test_a_pipeline_run_that_registered_nothing_is_recorded_too(
-    tracking_uri: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, state: str, status: str
+    ("state", "status", "outcome"),
+    [("FAILED", "FAILED", "FAILED"), ("CANCELED", "KILLED", "CANCELED"), ("CANCELLED", "KILLED", "CANCELED"),
+     # Without the last task's word it did not succeed.
+     ("COMPLETE", "FAILED", "FAILED"), ("RUNNING", "FAILED", "FAILED"), ("CACHED", "FAILED", "FAILED")],
+)  # fmt: skip
+@pytest.mark.usefixtures("in_pipeline")
+def test_a_run_of_which_no_task_said_anything_did_not_succeed(
+    tracking_uri: str, client: MlflowClient, state: str, status: str, outcome: str
 ) -> None:
-    monkeypatch.setenv("AMLP_PIPELINE_RUN", "p1")
-    run = client.get_run(record(tracking_uri, state, "validate: 9 of 10 cases are bad " + "x" * 10_000))
-    assert run.info.status == status and run.data.tags["pipeline_run"] == "p1"
-    assert run.data.tags["pipeline_error"].startswith("validate: 9 of 10")
-    assert record(tracking_uri) == run.info.run_id
+    run_id = record(tracking_uri, state)
+    assert ended(client, run_id)[:3] == (status, outcome, "")
+    error = ended(client, run_id)[3]
+    assert (outcome == "CANCELED" and not error) or f"Kubeflow says {state}, and no task recorded" in error
+    assert record(tracking_uri, state) == run_id and len(all_runs(client)) == 1
+
+
+@pytest.mark.usefixtures("in_pipeline")
+def test_a_task_that_fails_says_why(tracking_uri: str, client: MlflowClient) -> None:
+    run_id = record_error(task="validate", message="9 of 10 cases are bad, s3://me:word@host/x " + "x" * 10_000)
+    # Also where the exit handler never runs.
+    assert ended(client, run_id)[:3] == ("FAILED", "", "validate")
+    assert record(tracking_uri, "FAILED") == run_id
+    status, outcome, task, error = ended(client, run_id)
+    assert (status, outcome, task) == ("FAILED", "FAILED", "validate")
+    assert error.startswith("validate: 9 of 10 cases are bad, s3://***@host/x") and len(error) < 5000
+
+
+@pytest.mark.usefixtures("in_pipeline")
+def test_errors_of_one_try_are_kept_and_those_of_the_next_replace_them(tracking_uri: str, client: MlflowClient) -> None:
+    for task in ("pretrain", "scratch", "scratch"):
+        run_id = record_error(task=task, message="no space")
+    record(tracking_uri, "FAILED")
+    assert ended(client, run_id)[2:] == ("pretrain,scratch", "\n".join([f"{t}: no space" for t in
+                                         ("pretrain", "scratch", "scratch")]))  # fmt: skip
+    # Kubeflow's `:retry`: its exit handler does not run again.
+    record_error(task="gate", message="no champion")
+    assert ended(client, run_id) == ("FAILED", "", "gate", "gate: no champion")
+    assert succeed(tracking_uri) == run_id
+    assert ended(client, run_id) == ("FINISHED", "SUCCEEDED", "", "")
+
+
+def test_outside_of_pipelines_nothing_is_recorded(tracking_uri: str, client: MlflowClient) -> None:
+    assert record_error(task="validate", message="bad") == "" and not all_runs(client)
+
+
+@pytest.mark.usefixtures("in_pipeline")
+def test_of_runs_made_in_the_same_moment_all_tasks_take_the_first(tracking_uri: str, client: MlflowClient) -> None:
+    home = client.create_experiment("amlp")
+    made = [client.create_run(home, start_time=at, tags={"pipeline_run": "p1"}).info.run_id for at in (3, 1, 2)]
+    assert pipeline_run(client, experiment="amlp", name="amlp") == made[1] == record_error(task="gate", message="x")
 
 
 def test_the_run_that_kubeflow_injects_is_used_and_not_ended(
