@@ -13,6 +13,7 @@ from typing import Any
 
 from amlp.environment import SETTINGS_FOLDER, quiet
 from amlp.errors import UserError, is_transient
+from components.contents import check_inputs, describe_outputs
 
 # Seconds before the second and the third try.
 PAUSES = (15.0, 60.0)
@@ -21,8 +22,9 @@ PAUSES = (15.0, 60.0)
 def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
     """Call a component's function; a task calls this.
 
-    What may pass (`amlp.errors.is_transient`) is tried again here, for Kubeflow's own settings repeat a task only where
-    its pod vanished. An error is written to the pipeline run's parent run in MLflow, with the task's name.
+    Input artifacts are checked against what was written. What may pass (`amlp.errors.is_transient`) is tried again,
+    for Kubeflow's own settings repeat a task only where its pod vanished. An error is written to the pipeline run's
+    parent run in MLflow, with the task's name.
 
     Args:
         module: that defines the component.
@@ -36,7 +38,11 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
     quiet()
     task = name.replace("_", "-")
     try:
-        return tried(lambda: getattr(import_module(module), name)(**inputs), task)
+        function = getattr(import_module(module), name)
+        check_inputs(function, inputs)
+        result = tried(lambda: function(**inputs), task)
+        describe_outputs(task, function, inputs)
+        return result
     except Exception as error:
         _record(task, error)
         if isinstance(error, UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ def write_pipeline(
     follow_data: bool = False,
     cached: bool = True,
     record: str = "",
+    fresh: Collection[str] = (),
 ) -> None:
     """Compile the training pipeline.
 
@@ -31,5 +33,6 @@ def write_pipeline(
 
     with atomic_file(out) as temporary:
         Compiler().compile(
-            training_pipeline(cluster, follow_data=follow_data, cached=cached, record=record), str(temporary)
+            training_pipeline(cluster, follow_data=follow_data, cached=cached, record=record, fresh=fresh),
+            str(temporary),
         )

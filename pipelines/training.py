@@ -4,6 +4,7 @@ and to a champion if the gate says so.
 The pipeline's annotations are read when it is defined: no `from __future__ import annotations` here.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from kfp import dsl
@@ -34,7 +35,12 @@ _PODS = {
 
 
 def training_pipeline(
-    cluster: ClusterParams | None = None, *, follow_data: bool = False, cached: bool = True, record: str = ""
+    cluster: ClusterParams | None = None,
+    *,
+    follow_data: bool = False,
+    cached: bool = True,
+    record: str = "",
+    fresh: Collection[str] = (),
 ) -> Any:
     """Return the training pipeline for one kind of cluster.
 
@@ -46,6 +52,8 @@ def training_pipeline(
         follow_data: look the data's version up in every run, for a schedule that follows a branch.
         cached: whether tasks may be taken from the cache. The client's own switch reaches no task within the exit
             handler's group.
+        fresh: names of tasks that run anew, and with them those that read what they write; the others may come from the
+            cache.
         record: where tasks record their errors, see `amlp.environment.RECORD`; empty for nowhere.
     """
     cluster = cluster or ClusterParams()
@@ -53,7 +61,7 @@ def training_pipeline(
     settings = cluster.model_dump_json(exclude={"gpus", "cpu", "memory"})
 
     def put(task: dsl.PipelineTask, pod: Pod) -> dsl.PipelineTask:
-        if not cached:
+        if not cached or task.name in fresh:
             task.set_caching_options(False)
         return place(task, pod, record=record)
 

@@ -158,6 +158,13 @@ def test_a_schedule_looks_the_data_up_each_time(golden: dict[str, Any], tmp_path
     assert now == {name: name not in ("pull-data", "find-reference", "conclude") for name in now}
 
 
+def test_fresh_tasks_are_not_taken_from_the_cache(tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "fresh.yaml", fresh=["preprocess"])
+    tasks = read(tmp_path / "fresh.yaml")["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    anew = {name for name, task in tasks.items() if not task["cachingOptions"].get("enableCache")}
+    assert anew == {"preprocess", "find-reference", "conclude"}
+
+
 def test_no_task_is_without_limits(golden: dict[str, Any], tasks: dict[str, Any], pods: dict[str, Any]) -> None:
     executors = golden["deploymentSpec"]["executors"]
     for name in (*tasks, "record-outcome"):
@@ -219,9 +226,12 @@ def pod_patch(name: str, golden: dict[str, Any], values: dict[str, str]) -> dict
     def artifacts(kind: str) -> dict[str, Any]:
         found = component.get(kind, {}).get("artifacts", {})
         place = f"minio://mlpipeline/private-artifacts/amlp/v2/artifacts/amlp-training/{'u' * 36}/{name}/{'u' * 36}"
+        held = {"task": name, "files": 10.0, "bytes": 1e9, "sha256": "0" * 32} if kind == "inputDefinitions" else {}
         return {
             key: {
-                "artifacts": [{"name": "n" * 36, "type": one["artifactType"], "uri": f"{place}/{key}", "metadata": {}}]
+                "artifacts": [
+                    {"name": "n" * 36, "type": one["artifactType"], "uri": f"{place}/{key}", "metadata": held}
+                ]
             }
             for key, one in found.items()
         }
