@@ -10,6 +10,7 @@ from amlp.files import atomic_file
 
 if TYPE_CHECKING:
     from amlp.cluster.training import ClusterParams
+    from pipelines.resources import Resources
 
 
 def write_pipeline(
@@ -20,6 +21,7 @@ def write_pipeline(
     cached: bool = True,
     record: str = "",
     fresh: Collection[str] = (),
+    resources: Resources | None = None,
 ) -> None:
     """Compile the training pipeline.
 
@@ -33,6 +35,8 @@ def write_pipeline(
 
     with atomic_file(out) as temporary:
         Compiler().compile(
-            training_pipeline(cluster, follow_data=follow_data, cached=cached, record=record, fresh=fresh),
+            training_pipeline(
+                cluster, follow_data=follow_data, cached=cached, record=record, fresh=fresh, resources=resources
+            ),
             str(temporary),
         )

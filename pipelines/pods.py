@@ -5,12 +5,12 @@ The names are those of the objects in k8s/base; where one is missing, the pod st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl, kubernetes
 
 from amlp.environment import IMAGE, PIPELINE_RUN, POD_NAME, POD_UID, RECORD, SETTINGS_FOLDER
+from pipelines.resources import TaskResources
 
 # The images' user, for Pod Security `restricted`.
 _USER = 10001
@@ -19,24 +19,11 @@ _USER = 10001
 _SETTINGS, _SECRETS = "amlp-settings", ("amlp-s3", "amlp-mlflow-client")
 
 
-@dataclass(frozen=True)
-class Pod:
-    """What a task needs.
-
-    Args:
-        cpu: cores.
-        memory: as Kubernetes writes it.
-        hours: after which the pod is ended.
-        retries: of a pod that vanished; a training resumes from its last checkpoint.
-    """
-
-    cpu: str = "1"
-    memory: str = "2Gi"
-    hours: float = 1.0
-    retries: int = 2
+# Of a pod that vanished; a training resumes from its last checkpoint.
+_RETRIES = 2
 
 
-def place(task: dsl.PipelineTask, pod: Pod, *, record: str = "") -> dsl.PipelineTask:
+def place(task: dsl.PipelineTask, pod: TaskResources, *, record: str = "") -> dsl.PipelineTask:
     """Give a task its resources, limits, retries, settings and credentials.
 
     Args:
@@ -48,10 +35,8 @@ def place(task: dsl.PipelineTask, pod: Pod, *, record: str = "") -> dsl.Pipeline
     # Under Kubeflow's own configuration, for pods that vanish alone: a drained node, a deleted pod. The maximum counts
     # from the first start and is the last try's deadline, so it covers all tries at their full length.
     seconds = int(pod.hours * 3600)
-    longest = (pod.retries + 1) * seconds + 3600
-    task.set_retry(
-        num_retries=pod.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=f"{longest}s"
-    )
+    longest = (_RETRIES + 1) * seconds + 3600
+    task.set_retry(num_retries=_RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=f"{longest}s")
     kubernetes.set_timeout(task, seconds=seconds)
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
     kubernetes.use_config_map_as_volume(task, _SETTINGS, f"{SETTINGS_FOLDER}/{_SETTINGS}", optional=True)

@@ -21,17 +21,8 @@ from components.record_outcome import record_outcome
 from components.register import register
 from components.report import report
 from components.validate import validate
-from pipelines.pods import Pod, launches, on_gpu, place
-
-_PODS = {
-    "ingest": Pod(cpu="2", memory="8Gi", hours=6),
-    "validate": Pod(memory="4Gi"),
-    "preprocess": Pod(cpu="2", memory="16Gi", hours=6),
-    "evaluate": Pod(cpu="2", memory="8Gi", hours=6),
-    "register": Pod(memory="4Gi"),
-    "report": Pod(memory="4Gi"),
-    "gate": Pod(cpu="2", memory="8Gi", hours=6),
-}
+from pipelines.pods import launches, on_gpu, place
+from pipelines.resources import Resources, TaskResources
 
 
 def training_pipeline(
@@ -41,6 +32,7 @@ def training_pipeline(
     cached: bool = True,
     record: str = "",
     fresh: Collection[str] = (),
+    resources: Resources | None = None,
 ) -> Any:
     """Return the training pipeline for one kind of cluster.
 
@@ -54,16 +46,17 @@ def training_pipeline(
             handler's group.
         fresh: names of tasks that run anew, and with them those that read what they write; the others may come from the
             cache.
+        resources: of each task's pod but the trainings' own, which `cluster` describes.
         record: where tasks record their errors, see `amlp.environment.RECORD`; empty for nowhere.
     """
-    cluster = cluster or ClusterParams()
+    cluster, resources = cluster or ClusterParams(), resources or Resources()
     # GPUs are an input: a model trained on one is another than a model trained without.
     settings = cluster.model_dump_json(exclude={"gpus", "cpu", "memory"})
 
-    def put(task: dsl.PipelineTask, pod: Pod) -> dsl.PipelineTask:
+    def put(task: dsl.PipelineTask, pod: TaskResources | None = None) -> dsl.PipelineTask:
         if not cached or task.name in fresh:
             task.set_caching_options(False)
-        return place(task, pod, record=record)
+        return place(task, pod or resources.of(task.name), record=record)
 
     @dsl.pipeline(name="amlp-training")
     def training(
@@ -102,11 +95,11 @@ def training_pipeline(
             node_selector: labels of the nodes for a training's pod.
             tolerations: taints of nodes that such a pod bears.
         """
-        last = put(record_outcome(params=params, data_rev=data_rev, git_commit=git_commit), Pod())
+        last = put(record_outcome(params=params, data_rev=data_rev, git_commit=git_commit))
         # It says how this run ended, whatever an earlier one did.
         last.set_caching_options(False)
         with dsl.ExitHandler(last, name="training"):
-            data = put(pull_data(repo=data_repo, rev=data_rev, path=data_path), Pod())
+            data = put(pull_data(repo=data_repo, rev=data_rev, path=data_path))
             if follow_data:
                 # The cache would take the branch's name for the data.
                 data.set_caching_options(False)
@@ -123,7 +116,7 @@ def training_pipeline(
             finetuned = finetune(params=finetune_params, gpus=gpus, shards=shards, encoder=encoder)
             compared = scratch(params=finetune_params, gpus=gpus, shards=shards)
             for task in (pretraining, finetuned, compared):
-                put(task, _training_pod(cluster))
+                put(task, _training_pod(cluster, resources))
                 task.set_env_variable(SETTINGS, settings)
                 if cluster.launcher == "rayjob":
                     launches(task)
@@ -144,7 +137,7 @@ def training_pipeline(
             )
             reported = report(params=params, share=share, registration=registered.outputs["registration"], **found)
             registration = registered.outputs["registration"]
-            champion = put(find_reference(registration=registration), Pod())
+            champion = put(find_reference(registration=registration))
             # Another champion since: the cache does not know of it.
             champion.set_caching_options(False)
             reference = champion.outputs["Output"]
@@ -157,7 +150,7 @@ def training_pipeline(
                 registration=registration,
             )
             for task in (ingested, validation, packed, evaluated, registered, reported, judged):
-                put(task, _PODS[task.name])
+                put(task)
             concluded = conclude(
                 params=params,
                 data_uri=uri,
@@ -169,17 +162,17 @@ def training_pipeline(
                 registration=registration,
             )
             # The last of all: it says that every other task succeeded.
-            put(concluded.after(reported), Pod(memory="4Gi"))
+            put(concluded.after(reported))
             concluded.set_caching_options(False)
 
     return training
 
 
-def _training_pod(cluster: ClusterParams) -> Pod:
+def _training_pod(cluster: ClusterParams, resources: Resources) -> TaskResources:
     if cluster.launcher == "rayjob":
-        # Longer than the Ray cluster may take, so that it is the launcher that ends it and tells why.
-        return Pod(cpu="1", memory="4Gi", hours=cluster.deadline_hours + 1)
-    return Pod(cpu=cluster.cpu, memory=cluster.memory, hours=cluster.deadline_hours)
+        # Longer than the Ray cluster may take, so that it is the launcher that ends it and says why.
+        return resources.launcher.model_copy(update={"hours": cluster.deadline_hours + 1})
+    return TaskResources(cpu=cluster.cpu, memory=cluster.memory, hours=cluster.deadline_hours)
 
 
 training = training_pipeline()

@@ -18,6 +18,9 @@ from amlp.params import Count, Params, PositiveFloat, Section
 SETTINGS = "AMLP_CLUSTER"
 # Where a pod finds the namespace that it is in.
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+# As Kubernetes writes cores and bytes.
+Cpu = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
+Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]i?$")]
 
 
 class ClusterParams(Section):
@@ -28,8 +31,8 @@ class ClusterParams(Section):
     # s3://bucket/prefix for checkpoints, and what a Ray cluster reads and writes; empty keeps checkpoints in the pod.
     work: Annotated[str, Field(pattern=r"^(s3://[^/]+(/.*)?)?$")] = ""
     # What a training's pod asks for.
-    cpu: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")] = "4"
-    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]i?$")] = "24Gi"
+    cpu: Cpu = "4"
+    memory: Memory = "24Gi"
     # For `rayjob`:
     image: str = ""
     template: str = "/etc/amlp/rayjob.yaml"

@@ -1,0 +1,82 @@
+"""What the tasks' pods ask for: a preset, or a file of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from amlp.cluster.training import Cpu, Memory
+from amlp.errors import UserError
+from amlp.params import PositiveFloat, Section, parse_section
+
+
+class TaskResources(Section):
+    """Of one task's pod: cores, memory, and hours after which it is ended."""
+
+    cpu: Cpu = "1"
+    memory: Memory = "4Gi"
+    hours: PositiveFloat = 1.0
+
+
+class Resources(Section):
+    """Of every task but the trainings, whose pods `--cpu` and `--memory` describe."""
+
+    pull_data: TaskResources = TaskResources(memory="2Gi")
+    ingest: TaskResources = TaskResources(cpu="2", memory="8Gi", hours=6)
+    validate_: TaskResources = Field(default=TaskResources(), alias="validate")
+    preprocess: TaskResources = TaskResources(cpu="2", memory="16Gi", hours=6)
+    evaluate: TaskResources = TaskResources(cpu="2", memory="8Gi", hours=6)
+    register_: TaskResources = Field(default=TaskResources(), alias="register")
+    report: TaskResources = TaskResources()
+    find_reference: TaskResources = TaskResources(memory="2Gi")
+    gate: TaskResources = TaskResources(cpu="2", memory="8Gi", hours=6)
+    conclude: TaskResources = TaskResources()
+    record_outcome: TaskResources = TaskResources(memory="2Gi")
+    # Of a training's pod, unless `--cpu` and `--memory` say otherwise; hours are `--deadline-hours`.
+    training: TaskResources = TaskResources(cpu="4", memory="24Gi", hours=24)
+    # Of a task that launches a RayJob.
+    launcher: TaskResources = TaskResources()
+
+    def of(self, task: str) -> TaskResources:
+        """Return those of a task by its name in the pipeline."""
+        fields = {field.alias or name: name for name, field in type(self).model_fields.items()}
+        found: TaskResources = getattr(self, fields[task.replace("-", "_")])
+        return found
+
+
+def _small() -> Resources:
+    values = Resources().model_dump(by_alias=True)
+    for entry in values.values():
+        # Two tasks run at a time on a node of 2 cores and 8 GiB; PyTorch alone takes 1 GiB.
+        entry |= {"cpu": "300m", "memory": "2Gi" if entry["memory"] == "2Gi" else "3Gi"}
+    values["training"] |= {"cpu": "500m", "memory": "4Gi"}
+    return Resources.model_validate(values)
+
+
+PRESETS = {"standard": Resources(), "small": _small()}
+
+
+def load_resources(name: str) -> Resources:
+    """Return a preset, or what a YAML file says: per task `cpu`, `memory` and `hours`, the rest as in `standard`.
+
+    Raises:
+        UserError: there is neither, or the file names other tasks or values.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"--resources {name}: expected {' or '.join(PRESETS)}, or a YAML file.")
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: expected tasks with cpu, memory and hours, such as `ingest: {{memory: 4Gi}}`.")
+    values = Resources().model_dump(by_alias=True)
+    for task, entry in given.items():
+        key = str(task).replace("-", "_")
+        values[key] = {**values.get(key, {}), **entry} if isinstance(entry, dict) else entry
+    return parse_section(Resources, values, str(path))
