@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from amlp.environment import COMMIT_VARIABLE, quiet
 from amlp.errors import UserError, without_credentials
+from pipelines.runs import ENDED, as_json, message_of, rows_of
 
 if TYPE_CHECKING:
     from amlp.cluster.training import ClusterParams
+    from pipelines.resources import Resources
 
 # Where Kubeflow's API wants a token, it is read from here: a command line can be seen by others.
 TOKEN_VARIABLE = "AMLP_KUBEFLOW_TOKEN"
@@ -39,7 +41,7 @@ def _compile(args: argparse.Namespace) -> int:
 
     if args.out.suffix != ".yaml":
         raise UserError(f"--out: {args.out} does not end in .yaml, and Kubeflow takes no other file")
-    write_pipeline(args.out, cluster=_cluster(args))
+    write_pipeline(args.out, cluster=_cluster(args), resources=_resources(args))
     for name in _unnamed(args):
         print(f"{name} is not set: the tasks name an image of this release, which no registry has.", file=sys.stderr)
     print(f"Wrote {args.out}")
@@ -62,8 +64,8 @@ def _cluster(args: argparse.Namespace) -> ClusterParams:
         "owner": args.owner,
         "queue": args.queue,
         "gpus": args.gpus,
-        "cpu": args.cpu,
-        "memory": args.memory,
+        "cpu": args.cpu or _resources(args).training.cpu,
+        "memory": args.memory or _resources(args).training.memory,
         "node_selector": _pairs(args.node_selector),
         "tolerations": [_json(text) for text in args.toleration],
         "deadline_hours": args.deadline_hours,
@@ -71,12 +73,19 @@ def _cluster(args: argparse.Namespace) -> ClusterParams:
     return parse_section(ClusterParams, settings, "the command line")
 
 
-def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[str, Any], ClusterParams, bool]:
-    """Return a run's arguments, where its trainings run, and whether the cache may be used."""
+def _resources(args: argparse.Namespace) -> Resources:
+    from pipelines.resources import load_resources
+
+    return load_resources(args.resources)
+
+
+def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a run's arguments, and what `write_pipeline` fixes when it compiles."""
     from amlp.data.versions import resolve_version
     from amlp.params import load_params, parse_params
     from amlp.registry.lineage import code_version
-    from pipelines.arguments import DataSource, pipeline_arguments
+    from pipelines.arguments import DataSource, pipeline_arguments, record_of
+    from pipelines.runs import TASKS
 
     params = load_params(args.params)
     if args.workers is not None:
@@ -95,7 +104,10 @@ def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[
             f"--data-repo {without_credentials(args.data_repo)}: the address must hold no user or password, for "
             "Kubeflow and MLflow write it down with the run."
         )
-    data = DataSource(args.data_repo, args.data_rev, args.data_path)
+    if unknown := set(args.fresh) - set(TASKS):
+        raise UserError(f"--fresh {', '.join(sorted(unknown))}: expected a task of {', '.join(TASKS)}.")
+    # Of drawn images there is no revision.
+    data = DataSource(args.data_repo, args.data_rev, args.data_path) if args.data_repo else DataSource()
     if data.repo:
         # Asked here too: a mistake is told now and not by a task, and a branch means what it meant at this moment.
         found = resolve_version(repo=data.repo, rev=data.rev, path=data.path)
@@ -115,7 +127,13 @@ def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[
     arguments = pipeline_arguments(
         params, git_commit=f"{commit}-dirty" if dirty else commit, data=data, cluster=cluster, share=args.share
     )
-    return arguments, cluster, not (dirty or args.no_cache)
+    return arguments, {
+        "cluster": cluster,
+        "cached": not (dirty or args.no_cache),
+        "record": record_of(params),
+        "fresh": args.fresh,
+        "resources": _resources(args),
+    }
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
@@ -159,7 +177,9 @@ def _kubeflow(args: argparse.Namespace) -> Iterator[tuple[Any, str | None]]:
     except ApiException as error:
         answer = f"{error.status} {error.reason}" if error.status else str(error)
         hint = f"; set {TOKEN_VARIABLE} to a token of yours" if error.status in (401, 403) else ""
-        raise UserError(f"--host {args.host}: Kubeflow answers {answer}{hint}\n{_body(error)}".strip()) from error
+        raise UserError(
+            f"--host {args.host}: Kubeflow answers {answer}{hint}\n{message_of(error.body)}".strip()
+        ) from error
     except (HTTPError, TimeoutError, OSError) as error:
         raise UserError(
             f"--host {args.host}: Kubeflow Pipelines does not answer there: {error}\n"
@@ -168,20 +188,13 @@ def _kubeflow(args: argparse.Namespace) -> Iterator[tuple[Any, str | None]]:
         ) from error
 
 
-def _body(error: Any) -> str:
-    try:
-        return str(json.loads(error.body)["error"])[:1000]
-    except (TypeError, ValueError, KeyError):
-        return ""
-
-
 def _submit(args: argparse.Namespace) -> int:
     from pipelines.compile import write_pipeline
 
-    arguments, cluster, cached = _arguments(args)
+    arguments, fixed = _arguments(args)
     with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as (client, namespace):
         package = Path(folder, "training.yaml")
-        write_pipeline(package, cluster=cluster, cached=cached)
+        write_pipeline(package, **fixed)
         run = client.create_run_from_pipeline_package(
             str(package),
             arguments=arguments,
@@ -191,16 +204,18 @@ def _submit(args: argparse.Namespace) -> int:
             service_account=args.service_account,
         )
         print(f"Run {run.run_id}")
-        return _watch(client, run.run_id) if args.wait else 0
+        return _watch(client, run.run_id, args) if args.wait else 0
 
 
 def _schedule(args: argparse.Namespace) -> int:
     from pipelines.compile import write_pipeline
+    from pipelines.cron import check_cron
 
-    arguments, cluster, cached = _arguments(args, follow=True)
+    check_cron(args.cron)
+    arguments, fixed = _arguments(args, follow=True)
     with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as (client, namespace):
         package = Path(folder, "training.yaml")
-        write_pipeline(package, cluster=cluster, follow_data=True, cached=cached)
+        write_pipeline(package, follow_data=True, **fixed)
         experiment = client.create_experiment(args.experiment, namespace=namespace)
         made = client.create_recurring_run(
             experiment.experiment_id,
@@ -219,10 +234,24 @@ def _schedule(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     with _kubeflow(args) as (client, _):
-        return _watch(client, args.run) if args.wait else _show(client.get_run(args.run))
+        return _watch(client, args.run, args) if args.wait else _show(_get(client, args.run), args.run, args)
 
 
-def _watch(client: Any, run_id: str) -> int:
+def _get(client: Any, run_id: str) -> Any:
+    """Return a run as the API's JSON: kfp's models fail at what they do not know."""
+    answer = client._run_api.run_service_get_run(run_id=run_id, _preload_content=False)
+    return _parsed(answer)
+
+
+def _parsed(answer: Any) -> Any:
+    try:
+        return json.loads(answer.data)
+    except ValueError as error:
+        text = answer.data[:200].decode("utf-8", "replace")
+        raise UserError(f"Kubeflow answers what is no JSON: {text!r}; is --host its address?") from error
+
+
+def _watch(client: Any, run_id: str, args: argparse.Namespace) -> int:
     """Print what changes until the run ends; an API that is away for a while does not end that."""
     from kfp_server_api import ApiException
     from urllib3.exceptions import HTTPError
@@ -231,7 +260,7 @@ def _watch(client: Any, run_id: str) -> int:
     away: float | None = None
     while True:
         try:
-            run = client.get_run(run_id)
+            run = _get(client, run_id)
         except (ApiException, HTTPError, OSError) as error:
             status = getattr(error, "status", 0) or 500
             if away is None and status >= 500:
@@ -241,38 +270,69 @@ def _watch(client: Any, run_id: str) -> int:
                 raise
         else:
             away = None
-            states = {name: state for name, state, _ in _tasks(run)}
-            for name, state in states.items():
-                if seen.get(name) != state:
-                    print(f"{name}: {state}", flush=True)
-            seen = states
-            if run.state in _ENDED:
-                return _show(run)
+            for row in rows_of(run):
+                # Not its time, which changes at each look.
+                state = f"{row.state}{', from the cache' if row.cached else ''}"
+                if seen.get(row.task) != state and not args.json:
+                    print(f"{row.task}: {state}", flush=True)
+                seen[row.task] = state
+            if isinstance(run, dict) and run.get("state") in ENDED:
+                return _show(run, run_id, args)
         time.sleep(PAUSE)
 
 
 # What Kubeflow calls the end of a run -> our exit code.
-_ENDED = {"SUCCEEDED": 0, "SKIPPED": 0, "FAILED": 1, "CANCELED": 1}
+_CODES = {"SUCCEEDED": 0, "SKIPPED": 0, "FAILED": 1, "CANCELED": 1}
 
 
-def _tasks(run: Any) -> list[tuple[str, str, str]]:
-    """Name, state and error of each task, in the order of their starts; drivers are Kubeflow's own."""
-    details = run.run_details.task_details if run.run_details else None
-    tasks = [task for task in details or [] if not task.display_name.endswith("-driver")]
-    return [
-        (task.display_name, task.state or "PENDING", task.error.message if task.error else "")
-        for task in sorted(tasks, key=lambda task: str(task.start_time or "~"))
-    ]
-
-
-def _show(run: Any) -> int:
+def _show(run: Any, run_id: str, args: argparse.Namespace) -> int:
     """Print a run's state and its tasks'; return the exit code."""
-    print(f"{run.display_name} ({run.run_id}): {run.state or 'PENDING'}")
-    for name, state, error in _tasks(run):
-        print(f"  {name:24} {state}" + (f": {error}" if error else ""))
-    if run.error and run.error.message:
-        print(run.error.message)
-    return _ENDED.get(run.state, RUNNING)
+    from pipelines.sync import end_of
+
+    run = run if isinstance(run, dict) else {}
+    link = f"{(args.host or '').rstrip('/')}/#/runs/details/{run_id}"
+    state = run.get("state") if isinstance(run.get("state"), str) else None
+    if args.json:
+        print(json.dumps(as_json(run, link), indent=2))
+    else:
+        terminated = " (it was terminated)" if state != "CANCELED" and end_of(run) == "CANCELED" else ""
+        print(f"{run.get('display_name') or 'run'} ({run_id}): {state or 'PENDING'}{terminated}")
+        for row in rows_of(run):
+            print(f"  {row}")
+        if state == "FAILED" and not terminated:
+            print("Why stands in MLflow, at the run's tag pipeline_error, and in the failed task's log.")
+        print(link)
+    return _CODES.get(state or "", RUNNING)
+
+
+def _sync(args: argparse.Namespace) -> int:
+    """Close in MLflow what ended on Kubeflow."""
+    from amlp.params import load_params
+    from pipelines.sync import sync
+
+    register = load_params(args.params).register_
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        # The parameters name MLflow as the cluster does.
+        register = register.model_copy(update={"tracking_uri": address})
+    with _kubeflow(args) as (client, namespace):
+        experiment = client.get_experiment(experiment_name=args.experiment, namespace=namespace)
+        runs, token = [], ""
+        while True:
+            answer = _parsed(
+                client._run_api.run_service_list_runs(
+                    experiment_id=experiment.experiment_id, page_size=100, page_token=token, _preload_content=False
+                )
+            )
+            page = answer if isinstance(answer, dict) else {}
+            runs += [run for run in page.get("runs") or [] if isinstance(run, dict)]
+            if not (token := page.get("next_page_token") or ""):
+                break
+    closed = sync(runs, register)
+    for one in closed:
+        if one.changed:
+            print(f"{one.pipeline}: {one.outcome}, written to MLflow run {one.run_id}")
+    print(f"{len(closed)} runs ended, {sum(one.changed for one in closed)} written at {register.tracking_uri}")
+    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -297,8 +357,10 @@ def build_parser() -> argparse.ArgumentParser:
         add("--launcher", choices=("pod", "rayjob"), default="pod", help="where trainings run (default: pod)")
         add("--work", default="", metavar="S3", help="s3://bucket/prefix for checkpoints and a Ray cluster's files")
         add("--gpus", type=int, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)")
-        add("--cpu", default="4", metavar="N", help="of a training's pod (default: 4)")
-        add("--memory", default="24Gi", metavar="SIZE", help="of a training's pod (default: 24Gi)")
+        text = "of every task's pod: standard, small, or a YAML file (default: standard)"
+        add("--resources", default="standard", metavar="NAME", help=text)
+        add("--cpu", metavar="N", help="of a training's pod (default: what --resources says)")
+        add("--memory", metavar="SIZE", help="of a training's pod (default: what --resources says)")
         add("--node-selector", action="append", default=[], metavar="KEY=VALUE", help="may be given several times")
         add("--toleration", action="append", default=[], metavar="JSON", help="may be given several times")
         add("--queue", default="", help="of Kueue, for RayJobs")
@@ -319,6 +381,8 @@ def build_parser() -> argparse.ArgumentParser:
         add("--workers", type=int, metavar="N", help="of a training (default: num_workers of the parameters)")
         add("--service-account", metavar="NAME", help="of the tasks (default: Kubeflow's)")
         add("--no-cache", action="store_true", help="run every task, whatever was run before")
+        text = "run this task, and those that read what it writes, anew; may be given several times"
+        add("--fresh", action="append", default=[], metavar="TASK", help=text)
 
     added = command("compile", _compile, "write the training pipeline as YAML")
     added.add_argument("--out", type=Path, default=Path("pipelines/training.yaml"), metavar="PATH",
@@ -327,6 +391,7 @@ def build_parser() -> argparse.ArgumentParser:
     added = command("submit", _submit, "run the training pipeline on Kubeflow")
     run_options(added)
     added.add_argument("--wait", action="store_true", help="until it ends; exit code 1 when it fails")
+    added.add_argument("--json", action="store_true", help="with --wait: print how it ended as JSON")
     added = command("schedule", _schedule, "run it again and again, each time with the data as they are then")
     added.add_argument("cron", help='when, with seconds first: "0 0 3 * * 1" is Mondays at 3')
     run_options(added)
@@ -334,6 +399,12 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("run", metavar="RUN", help="its id")
     kubeflow(added)
     added.add_argument("--wait", action="store_true", help="until it ends")
+    added.add_argument("--json", action="store_true", help="for programs")
+    added = command("sync", _sync, "write to MLflow how runs ended of which nobody wrote it, as of terminated ones")
+    kubeflow(added)
+    added.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="PATH",
+                       help="where MLflow is; MLFLOW_TRACKING_URI comes first (default: params.yaml)")  # fmt: skip
+    added.add_argument("--experiment", default="amlp", help="of Kubeflow (default: amlp)")
     return parser
 
 

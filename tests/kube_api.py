@@ -81,10 +81,16 @@ def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
             if code in ("drop", "hang"):
                 self.close_connection = True
                 return
+            message = ""
+            if code == "quota":
+                code, message = (
+                    403,
+                    'rayjobs.ray.io "x" is forbidden: exceeded quota: amlp, requested: count=1, used: 3',
+                )
             assert isinstance(code, int)
             reason = _REASONS.get(code, "InternalError")
             status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason}
-            self.answer(code, json.dumps(status | {"message": f"the API says {reason}"}).encode())
+            self.answer(code, json.dumps(status | {"message": message or f"the API says {reason}"}).encode())
 
         def handle_one(self, verb: str) -> None:
             length = int(self.headers.get("Content-Length") or 0)

@@ -24,6 +24,8 @@ class KubeflowApi:
     storm: list[int] = field(default_factory=list)
     # Users have namespaces of their own.
     multi_user: bool = True
+    # Whether the experiment is there already.
+    experiments: bool = False
     posted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     host: str = ""
@@ -39,7 +41,10 @@ class KubeflowApi:
             case "GET", "/healthz":
                 return {"multi_user": self.multi_user}
             case "GET", "/experiments":
-                return {}
+                known = [{"experiment_id": "e1", "display_name": "amlp"}]
+                return {"experiments": known, "total_size": 1} if self.experiments else {}
+            case "GET", "/runs":
+                return {"runs": self.runs}
             case "POST", "/experiments":
                 return {"experiment_id": "e1", "display_name": body["display_name"]}
             case "POST", "/runs":
@@ -70,7 +75,13 @@ def kubeflow_api() -> Iterator[KubeflowApi]:
             if not refuse:
                 answer = api.answer(self.command, self.path.partition("?")[0].removeprefix(_ROOT), body)
             code = refuse or (404 if answer is None else 200)
-            data = json.dumps(answer if answer is not None else {"error": "the API refuses", "code": 5}).encode()
+            # As the real one's errors.
+            error = {
+                "code": 5,
+                "message": "Failed to get it: ResourceNotFoundError: Run nosuch not found",
+                "details": [],
+            }
+            data = json.dumps(answer if answer is not None else error).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))

@@ -39,6 +39,8 @@ RUN_LABEL, OWNER_LABEL, TASK_LABEL = "amlp/pipeline-run", "amlp/owner", "amlp/ta
 JOB_LOG, SUBMITTER = "job-log", "ray-job-submitter"
 # KubeRay appends to it for the cluster, the pods and the services, and a label holds 63 characters.
 NAME_LIMIT = 47
+# What Kubernetes puts before each line of a log.
+_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 # Lines of the log that an error repeats.
 TAIL = 30
 
@@ -127,6 +129,8 @@ class Deadlines:
     head_lost: float = 180
     # The API's errors in a row.
     api_outage: float = 300
+    # "Forbidden" in a row: a server that starts says so until it has read its rules.
+    forbidden: float = 30
     # One request to the API that is accepted and not answered.
     answer: float = 30
 
@@ -399,12 +403,19 @@ class Launcher:
                 if error.status in passing:
                     raise
                 if error.status in (401, 403):
-                    raise NotAllowed(
-                        f"Kubernetes answers {error.status} {error.reason}: this service account must be allowed to "
-                        f"`{verb}` {PLURAL}.{GROUP} in namespace {self.request.namespace}; see the launcher's Role and "
-                        "RoleBinding."
-                    ) from error
-                if error.status and error.status < 500 and error.status != 429:
+                    answer = _answer(error)
+                    if "exceeded quota" in answer:
+                        raise JobInvalid(
+                            f"a quota of namespace {self.request.namespace} is full: {answer}\nEnd other RayJobs, "
+                            "raise the ResourceQuota, or name a Kueue queue, where jobs wait."
+                        ) from error
+                    if self.clock.now() - since >= min(self.request.deadlines.forbidden, seconds):
+                        raise NotAllowed(
+                            f"Kubernetes answers {error.status} {error.reason}: {answer}\nThis service account must be "
+                            f"allowed to `{verb}` {PLURAL}.{GROUP} in namespace {self.request.namespace}; see the "
+                            "launcher's Role and RoleBinding."
+                        ) from error
+                elif error.status and error.status < 500 and error.status != 429:
                     raise JobInvalid(f"Kubernetes refuses to {verb} {self.request.name}: {_answer(error)}") from error
                 trouble = f"{error.status} {error.reason}"
             except (HTTPError, OSError) as error:
@@ -564,11 +575,13 @@ class Launcher:
         except (HTTPError, OSError):
             return True
         self._last_read = now
-        for line in read.splitlines():
+        # A progress bar overwrites its line by carriage returns, at which `splitlines` would split too.
+        for line in read.split("\n"):
             stamp, _, text = line.partition(" ")
             # Fixed width, so that text compares as time; the windows overlap.
-            if stamp > self._last_line:
+            if _STAMP.fullmatch(stamp) and stamp > self._last_line:
                 self._last_line = stamp
+                text = text.rstrip("\r").rpartition("\r")[2]
                 self.tail.append(text)
                 print(f"  | {text}", flush=True)
         return True

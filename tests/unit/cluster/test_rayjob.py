@@ -376,10 +376,43 @@ def test_a_job_that_is_being_deleted_is_waited_for(api: KubeApi) -> None:
 def test_a_job_that_is_not_created_is_not_deleted(
     api: KubeApi, code: int, expected: type[Exception], text: str
 ) -> None:
-    api.creations = [code]
+    # Often: a server that starts forbids everything for a moment.
+    api.creations = [code] * 50
     with pytest.raises(expected, match=text):
         run(api)
     assert api.verbs("DELETE") == 0
+
+
+def test_an_api_server_that_starts_forbids_for_a_moment(api: KubeApi) -> None:
+    api.creations = [403, 403]
+    api.statuses = [RUNNING, 403, 401, SUCCEEDED]
+    run(api)
+    assert len(api.created) == 1 and api.deleted
+
+
+def test_a_full_quota_is_no_missing_right(api: KubeApi) -> None:
+    api.creations = ["quota"]
+    with pytest.raises(
+        rayjob.JobInvalid, match=r"(?s)a quota of namespace amlp is full: .*exceeded quota: amlp, .*Kueue"
+    ):
+        run(api)
+    assert not api.creations and api.verbs("DELETE") == 0
+
+
+def test_a_progress_bar_does_not_silence_the_log(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        "step 1",
+        "epoch:   0%|    | 0/9\repoch:  50%|██  | 4/9\repoch: 100%|████| 9/9",
+        "a form feed \x0c and a line separator \u2028 are text",
+        "with the end of a line of Windows\r",
+        "step 2",
+    ]
+    stamped = [f"2026-01-01T00:00:{second:02}.000000000Z {line}" for second, line in enumerate(lines)]
+    api.logs["head-1"] = "\n".join(["Z no stamp", *stamped, ""])
+    api.statuses = [RUNNING, RUNNING, SUCCEEDED]
+    run(api)
+    printed = [line for line in capsys.readouterr().out.split("\n") if line.startswith("  | ")]
+    assert printed == [f"  | {line}" for line in (lines[0], "epoch: 100%|████| 9/9", lines[2], lines[3][:-1], lines[4])]
 
 
 def test_logs_that_may_not_be_read_are_told_once(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,7 +426,7 @@ def test_logs_that_may_not_be_read_are_told_once(api: KubeApi, capsys: pytest.Ca
 def test_a_job_that_can_not_be_deleted_is_told_with_the_command(
     api: KubeApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    api.statuses, api.deletions = [SUCCEEDED], [403]
+    api.statuses, api.deletions = [SUCCEEDED], [403] * 50
     run(api)
     assert f"kubectl -n amlp delete rayjob {request().name}" in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main
+from pipelines.runs import TASKS
 from tests.kubeflow_api import KubeflowApi, kubeflow_api
 
 DONE = {"run_id": "r1", "display_name": "amlp", "state": "SUCCEEDED"}
@@ -132,29 +133,78 @@ def test_a_schedule_runs_once_at_a_time_and_does_not_make_up_for_the_past(api: K
     assert not tasks["pull-data"]["cachingOptions"].get("enableCache")
 
 
+def node(name: str | None, state: str | None, *seconds: int, history: int = 2) -> dict[str, Any]:
+    """One of Argo's nodes, as the API lists them; what is None is left out."""
+    start, end = seconds or (0, 0)
+    made = {"display_name": name, "state": state, "start_time": f"2026-01-01T00:00:{start:02}Z",
+            "end_time": f"2026-01-01T00:00:{end:02}Z", "state_history": [{"state": state}] * history}  # fmt: skip
+    return {key: value for key, value in made.items() if value is not None}
+
+
+def nodes(*more: dict[str, Any]) -> dict[str, Any]:
+    common = [node("root", "RUNNING"), node("root(0)", "RUNNING"), node("executor", "SKIPPED"), node(None, None),
+              node("ingest-driver", "SUCCEEDED"), node("ingest-driver(0)", "SUCCEEDED"),
+              node("exit-handler-1.onExit", "SUCCEEDED"), node("amlp-training-x5z", "RUNNING")]  # fmt: skip
+    return {"task_details": [*common, *more]}
+
+
 def test_the_state_of_a_run_is_shown_task_by_task(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tasks = [
-        {"display_name": "validate", "state": "FAILED", "start_time": "2026-01-01T00:00:02Z",
-         "error": {"code": 2, "message": "too many bad cases"}},
-        {"display_name": "ingest", "state": "SUCCEEDED", "start_time": "2026-01-01T00:00:01Z"},
-        {"display_name": "ingest-driver", "state": "SUCCEEDED"},
-    ]  # fmt: skip
-    running = DONE | {"state": "RUNNING", "run_details": {"task_details": tasks[1:]}}
-    api.runs = [running]
+    failed = [node("validate", "FAILED", 2, 13), node("validate(0)", "FAILED"), node("validate(1)", "FAILED"),
+              node("preprocess", None), node("gate", "RUNNING")]  # fmt: skip
+    ingested = [node("pull-data", "SUCCEEDED", 1, 1, history=1), node("ingest", "SUCCEEDED", 1, 2)]
+    api.runs = [DONE | {"state": "RUNNING", "run_details": nodes(*ingested)}]
     assert main(["status", "r1", "--host", api.host]) == 3
-    assert "ingest" in capsys.readouterr().out
-    api.runs = [DONE | {"state": "FAILED", "run_details": {"task_details": tasks}}]
+    assert "pull-data        SUCCEEDED, from the cache\n" in capsys.readouterr().out
+    ended = DONE | {"state": "FAILED", "run_details": nodes(*failed, *ingested)}
+    api.runs = [ended]
     assert main(["status", "r1", "--host", api.host, "--wait"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-3:] == [
+    assert lines[lines.index("amlp (r1): FAILED") :] == [
         "amlp (r1): FAILED",
-        f"  {'ingest':24} SUCCEEDED",
-        f"  {'validate':24} FAILED: too many bad cases",
+        "  pull-data        SUCCEEDED, from the cache",
+        "  ingest           SUCCEEDED, 1 s",
+        "  validate         FAILED, 2 tries, 11 s",
+        "  preprocess       not run",
+        *(f"  {task:16} not reported by Kubeflow" for task in TASKS[4:]),
+        "Why stands in MLflow, at the run's tag pipeline_error, and in the failed task's log.",
+        f"{api.host}/#/runs/details/r1",
     ]
+    api.runs = [ended]
+    assert main(["status", "r1", "--host", api.host, "--wait", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == "FAILED" and told["tasks"][2]["tries"] == 2 and told["link"].endswith("/r1")
     api.runs = [DONE]
     assert main(["status", "r1", "--host", api.host]) == 0
+
+
+def test_runs_that_nobody_closed_are_closed_in_mlflow(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    history = [{"state": one} for one in ("RUNNING", "CANCELING", "FAILED")]
+    api.experiments, api.multi_user = True, False
+    api.runs = [{"run_id": "r7", "state": "FAILED", "state_history": history}, DONE, DONE | {"state": "RUNNING"}]
+    assert main(["sync", "--host", api.host]) == 0
+    told = capsys.readouterr().out
+    assert "r7: CANCELED, written" in told and "r1: SUCCEEDED, written" in told and "2 runs ended, 2 written" in told
+    assert main(["sync", "--host", api.host]) == 0
+    assert "2 runs ended, 0 written" in capsys.readouterr().out
+
+
+def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--host", api.host, "--fresh", "preprocess", "--resources", "small"]) == 0
+    run = posted(api, "/runs")
+    assert "preprocess" not in cached(run) and "ingest" in cached(run)
+    containers = pipeline(run)["deploymentSpec"]["executors"]
+    assert containers["exec-gate"]["container"]["resources"]["resourceCpuRequest"] == "300m"
+    assert containers["exec-pretrain"]["container"]["resources"]["resourceMemoryLimit"] == "4Gi"
+    environment = {one["name"]: one["value"] for one in containers["exec-ingest"]["container"]["env"]}
+    assert json.loads(environment["AMLP_RECORD"]) == {"experiment": "amlp", "tracking_uri": "http://mlflow:5000"}
+    # No revision of images that are drawn.
+    assert given(run)["data_rev"] == ""
 
 
 @pytest.mark.parametrize(
@@ -168,6 +218,8 @@ def test_the_state_of_a_run_is_shown_task_by_task(
         (["--data-repo", "no-such-folder", "--data-path", "images"], "no-such-folder at main"),
         (["--memory", "8 GB"], "memory: "),
         (["--params", "none.yaml"], "none.yaml"),
+        (["--fresh", "preproces"], "--fresh preproces: expected a task of pull-data, "),
+        (["--resources", "tiny"], "--resources tiny: expected standard or small"),
         (["--data-repo", "https://me:t0ken@example.org/images.git", "--data-path", "images"], "no user or password"),
     ],
 )
@@ -228,4 +280,5 @@ def test_an_api_that_is_away_for_a_while_does_not_end_the_watch(
 def test_an_api_that_refuses_is_told(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     api.runs, api.refuse = [DONE], 0
     assert main(["status", "other", "--host", api.host]) == 2
-    assert "404" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "404" in told and "ResourceNotFoundError: Run nosuch not found" in told

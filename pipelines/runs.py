@@ -1,0 +1,134 @@
+"""A run of Kubeflow's API as rows for people: one row per task, in the pipeline's order.
+
+The API lists Argo's nodes, several for each task: `x` for all tries, `x(0)`, `x(1)` for each, `x-driver` for Kubeflow's
+own, `executor` for all pods alike; some have no name or no state. Where the node list is large it stops at an earlier
+state. Nothing here relies on a field being there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+TASKS = (
+    "pull-data", "ingest", "validate", "preprocess", "pretrain", "scratch", "finetune", "evaluate", "register",
+    "report", "find-reference", "gate", "conclude", "record-outcome",
+)  # fmt: skip
+ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
+UNREPORTED, NOT_RUN = "not reported by Kubeflow", "not run"
+_TRY = re.compile(r"(?P<task>.+)\((?P<number>\d+)\)")
+_NO_TASK = re.compile(r"(root|executor|exit-handler-\d+.*|condition-\d+.*|amlp-training-.*|.*-driver)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task of a run.
+
+    Args:
+        task: its name in the pipeline.
+        state: as Kubeflow writes it, or UNREPORTED or NOT_RUN.
+        tries: how many began; 0 where it came from the cache or did not run.
+        seconds: from its start to its end; None where that is not known.
+        cached: whether it came from the cache.
+    """
+
+    task: str
+    state: str
+    tries: int = 0
+    seconds: float | None = None
+    cached: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.task:16} {self.state}"
+        if self.cached:
+            return f"{text}, from the cache"
+        if self.tries > 1:
+            text += f", {self.tries} tries"
+        if self.seconds is None or self.state == NOT_RUN:
+            return text
+        minutes, seconds = divmod(round(self.seconds), 60)
+        return text + (f", {minutes} min {seconds:02} s" if minutes else f", {seconds} s")
+
+
+def rows_of(run: Any) -> list[Row]:
+    """Return one row per task, in the pipeline's order, unknown tasks last; before the end those that are listed."""
+    run = run if isinstance(run, Mapping) else {}
+    details = run.get("run_details")
+    nodes = details.get("task_details") if isinstance(details, Mapping) else None
+    whole: dict[str, Mapping[str, Any]] = {}
+    tries: dict[str, list[Mapping[str, Any]]] = {}
+    for node in nodes if isinstance(nodes, list) else []:
+        name = node.get("display_name") if isinstance(node, Mapping) else None
+        if not isinstance(name, str) or not name:
+            continue
+        attempt = _TRY.fullmatch(name)
+        task = attempt["task"] if attempt else name
+        if _NO_TASK.fullmatch(task):
+            continue
+        if attempt:
+            tries.setdefault(task, []).append(node)
+        else:
+            whole[task] = node
+    known = whole.keys() | tries.keys()
+    if not known & set(TASKS):
+        return []
+    ended = run.get("state") in ENDED
+    rows = []
+    for task in [*TASKS, *sorted(known - set(TASKS))]:
+        if task in known:
+            rows.append(_row(task, whole.get(task), tries.get(task, []), ended=ended))
+        elif ended:
+            rows.append(Row(task, UNREPORTED))
+    return rows
+
+
+def _row(task: str, whole: Mapping[str, Any] | None, tries: list[Mapping[str, Any]], *, ended: bool) -> Row:
+    node = whole or max(tries, key=lambda one: str(one.get("start_time") or ""))
+    state, history = node.get("state"), node.get("state_history")
+    seconds = _seconds(node)
+    if not isinstance(state, str) or not state:
+        return Row(task, NOT_RUN if ended else "PENDING")
+    if ended and state in ("PENDING", "RUNNING"):
+        return Row(task, UNREPORTED, len(tries))
+    # A task from the cache succeeds in the moment in which it starts, and never runs.
+    cached = state == "SUCCEEDED" and seconds == 0 and isinstance(history, list) and len(history) == 1
+    return Row(task, state, 0 if cached else max(1, len(tries)), seconds, cached)
+
+
+def _seconds(node: Mapping[str, Any]) -> float | None:
+    try:
+        start, end = (datetime.fromisoformat(str(node.get(key))) for key in ("start_time", "end_time"))
+        return max(0.0, (end - start).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def as_json(run: Any, link: str) -> dict[str, Any]:
+    """Return a run and its tasks as plain values."""
+    run = run if isinstance(run, Mapping) else {}
+    return {
+        "run_id": run.get("run_id"),
+        "name": run.get("display_name"),
+        "state": run.get("state"),
+        "link": link,
+        "tasks": [asdict(row) for row in rows_of(run)],
+    }
+
+
+def message_of(body: Any) -> str:
+    """Return what an error's body says: its `message` or `error`, or the text; at most 1,000 characters."""
+    import json
+
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text[:1000]
+    if isinstance(found, Mapping):
+        for key in ("message", "error"):
+            if isinstance(found.get(key), str) and found[key]:
+                return str(found[key])[:1000]
+    return text[:1000]

@@ -1,0 +1,104 @@
+"""Answers of Kubeflow's API as rows: recorded ones, and ones that nobody expects."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.runs import NOT_RUN, TASKS, UNREPORTED, as_json, message_of, rows_of
+from pipelines.sync import end_of
+
+# Recorded by a real Kubeflow Pipelines 2.17; not part of the project.
+RECORDED = Path(__file__).parents[4] / "shared" / "fixtures" / "kubeflow"
+
+
+def recorded(name: str) -> Any:
+    file = RECORDED / f"{name}.json"
+    if not file.is_file():
+        pytest.skip("the recorded answers are not here")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def states(name: str) -> dict[str, str]:
+    return {row.task: row.state for row in rows_of(recorded(name))}
+
+
+def test_tasks_of_a_run_that_failed() -> None:
+    found = states("run-failed-task")
+    assert found["validate"] == "FAILED" and found["preprocess"] == NOT_RUN and found["record-outcome"] == "SUCCEEDED"
+    # In the pipeline's order, and nothing of Kubeflow's own.
+    assert [task for task in found if task in TASKS] == [task for task in TASKS if task in found]
+    assert not [task for task in found if "driver" in task or "executor" in task or "root" in task]
+
+
+def test_tasks_from_the_cache_are_told_from_those_that_ran() -> None:
+    rows = {row.task: row for row in rows_of(recorded("run-succeeded-cached"))}
+    assert rows["preprocess"].cached and rows["evaluate"].cached and rows["preprocess"].tries == 0
+    assert not rows["find-reference"].cached and not rows["record-outcome"].cached
+
+
+def test_what_kubeflow_did_not_report_is_called_so() -> None:
+    found = states("run-succeeded-frozen")
+    assert found["gate"] == found["record-outcome"] == UNREPORTED and found["evaluate"] == "SUCCEEDED"
+
+
+def test_a_terminated_run_is_known_by_its_history() -> None:
+    assert end_of(recorded("run-terminated")) == "CANCELED" and end_of(recorded("run-canceling")) == ""
+    assert end_of(recorded("run-failed-task")) == "FAILED" and end_of(recorded("run-retried-succeeded")) == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("name", ["run-not-found", "bad-cron", "bad-pipeline", "missing-parameter", "not-json"])
+def test_errors_say_what_kubeflow_says(name: str) -> None:
+    body = recorded(f"error-{name}")["body"]
+    said = message_of(json.dumps(body) if isinstance(body, dict) else body)
+    assert said and (not isinstance(body, dict) or said == body["message"][:1000])
+
+
+def mutated(value: Any, chance: random.Random) -> Any:
+    """A copy with fields missing, null, renamed, extra or of another type."""
+    if isinstance(value, dict):
+        made = {}
+        for key, entry in value.items():
+            match chance.random():
+                case x if x < 0.03:
+                    continue
+                case x if x < 0.06:
+                    made[key] = None
+                case x if x < 0.09:
+                    made[f"{key}_"] = entry
+                case x if x < 0.12:
+                    made[key] = chance.choice([7, "NEW", [], {}, [None], True, "2026-13-01"])
+                case _:
+                    made[key] = mutated(entry, chance)
+        return made | {"extra": 1}
+    return [mutated(entry, chance) for entry in value] if isinstance(value, list) else value
+
+
+def drawn() -> dict[str, Any]:
+    """In the shape of the real ones."""
+    names = [f"{task}{part}" for task in TASKS for part in ("", "(0)", "(1)", "-driver", "-driver(0)")]
+    rows = [
+        {"task_id": name, "display_name": name, "state": "SUCCEEDED", "state_history": [{"state": "RUNNING"}],
+         "start_time": "2026-11-26T01:09:53Z", "end_time": "2026-11-26T01:10:00Z", "child_tasks": [{"pod_name": "p"}]}
+        for name in [*names, "executor", "executor", "root", "condition-2"]
+    ]  # fmt: skip
+    history = [{"state": "RUNNING", "update_time": "2026-11-26T01:09:53Z"}, {"state": "SUCCEEDED"}]
+    return {"run_id": "r", "display_name": "amlp", "state": "SUCCEEDED", "state_history": history, "error": None,
+            "run_details": {"task_details": rows}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["drawn", "run-failed-oom", "run-retried-succeeded"])
+def test_no_answer_ends_in_a_traceback(name: str) -> None:
+    whole = drawn() if name == "drawn" else recorded(name)
+    for seed in range(200):
+        answer = mutated(copy.deepcopy(whole), random.Random(seed))
+        assert all(str(row) for row in rows_of(answer))
+        json.dumps(as_json(answer, "link"))
+        end_of(answer)
+    for odd in (None, [], "text", {"run_details": []}, {"run_details": {"task_details": {}}}):
+        assert rows_of(odd) == []
