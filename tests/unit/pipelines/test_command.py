@@ -14,6 +14,9 @@ from pipelines.__main__ import main
 from pipelines.runs import TASKS
 from tests.kubeflow_api import KubeflowApi, kubeflow_api
 
+# kfp's first import takes long on a machine that is busy.
+pytestmark = pytest.mark.timeout(240)
+
 DONE = {"run_id": "r1", "display_name": "amlp", "state": "SUCCEEDED"}
 
 

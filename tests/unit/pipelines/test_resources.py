@@ -10,6 +10,10 @@ from pipelines.compile import write_pipeline
 from pipelines.resources import PRESETS, TaskResources, load_resources
 
 
+# kfp's first import takes long on a machine that is busy.
+pytestmark = pytest.mark.timeout(240)
+
+
 def cores(text: str) -> float:
     return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
 

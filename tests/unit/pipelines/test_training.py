@@ -19,6 +19,9 @@ from pipelines.__main__ import main
 from pipelines.arguments import DataSource, pipeline_arguments
 from pipelines.compile import write_pipeline
 
+# kfp's first import takes long on a machine that is busy.
+pytestmark = pytest.mark.timeout(240)
+
 IMAGES = ("AMLP_STAGES_IMAGE", "AMLP_PIPELINE_IMAGE")
 
 
