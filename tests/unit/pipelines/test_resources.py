@@ -9,7 +9,6 @@ from amlp.errors import UserError
 from pipelines.compile import write_pipeline
 from pipelines.resources import PRESETS, TaskResources, load_resources
 
-
 # kfp's first import takes long on a machine that is busy.
 pytestmark = pytest.mark.timeout(240)
 
