@@ -27,6 +27,8 @@ IMAGE = "AMLP_IMAGE"
 RECORD = "AMLP_RECORD"
 # Where a pipeline's tasks have a ConfigMap and Secrets mounted, a folder each, whose files hold a variable each.
 SETTINGS_FOLDER = Path("/etc/amlp-settings")
+# Set in a pipeline's tasks: a folder that lives as long as the task, further tries included.
+STATE = "AMLP_STATE"
 # Set in a task that launches a RayJob: its own pod.
 POD_NAME, POD_UID = "AMLP_POD_NAME", "AMLP_POD_UID"
 

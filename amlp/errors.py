@@ -30,6 +30,10 @@ class ListedError(UserError):
         super().__init__("\n".join(lines))
 
 
+class WorkLost(Exception):
+    """Work that ended by something outside of it, as by a kill or the loss of a worker; a further try may succeed."""
+
+
 # Errors of the libraries that talk to servers, by module and class, so that none has to be imported.
 _PASSING = {
     ("urllib3", "HTTPError"),
@@ -39,6 +43,7 @@ _PASSING = {
     ("botocore", "ConnectionError"),
     ("amlp", "HeadLost"),
     ("amlp", "ApiUnavailable"),
+    ("amlp", "WorkLost"),
 }
 # Too many requests, and what servers say that start, stop or are busy.
 _BUSY = {408, 429, 500, 502, 503, 504}

@@ -1,30 +1,61 @@
-"""What happens around a component's function within its task: settings, further tries, and the error on record."""
+"""What happens around a component's function within its task: settings, further tries, and the error on record.
+
+The function runs in a child process. So an error, a kill for lack of memory and the end of the whole pod have somebody
+who outlives them and says what happened, which Kubeflow keeps of none of them. And a further try starts clean.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib import import_module
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal
 
-from amlp.environment import SETTINGS_FOLDER, quiet
+from amlp.environment import SETTINGS_FOLDER, STATE, quiet
 from amlp.errors import UserError, is_transient
 from components.contents import check_inputs, describe_outputs
 
 # Seconds before the second and the third try.
 PAUSES = (15.0, 60.0)
+# Seconds for a child to end once it is asked to; Kubernetes gives the pod 30.
+GRACE = 25.0
+# How often Kubernetes killed a process of this container for lack of memory: cgroup 2 and 1.
+_MEMORY_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a child ended: `ok`; a user's `mistake`; what may `pass`; `killed`, also for lack of `memory`; or `error`."""
+
+    end: Literal["ok", "mistake", "pass", "killed", "memory", "error"]
+    message: str = ""
+    # What the function returned, and the metadata of artifacts by argument.
+    result: Any = None
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class _AskedToEnd(BaseException):
+    """SIGTERM arrived."""
 
 
 def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
     """Call a component's function; a task calls this.
 
-    Input artifacts are checked against what was written. What may pass (`amlp.errors.is_transient`) is tried again,
-    for Kubeflow's own settings repeat a task only where its pod vanished. An error is written to the pipeline run's
-    parent run in MLflow, with the task's name.
+    Input artifacts are checked against what was written. What may pass (`amlp.errors.is_transient`), and a child that
+    was killed, are tried again: Kubeflow's own settings repeat a task only where its pod vanished. Trainings resume
+    from their last checkpoint. An error is written to the pipeline run's parent run in MLflow, with the task's name.
 
     Args:
         module: that defines the component.
@@ -32,40 +63,120 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
         inputs: of the function.
 
     Raises:
-        SystemExit: with code 2 after an error that the user can cause; its message is on standard error.
+        SystemExit: with code 2 after an error that the user can cause, 143 after SIGTERM, else 1; standard error says
+            why.
     """
     load_settings()
     quiet()
     task = name.replace("_", "-")
+    with tempfile.TemporaryDirectory() as state, _asked_to_end():
+        # Of trainings without a place in S3: for the next try in this pod.
+        os.environ[STATE] = state
+        try:
+            ended = tried(lambda: attempt(module, name, inputs), task)
+        except _AskedToEnd:
+            _record(task, "was asked to end (SIGTERM): its run was terminated, its pod deleted or its node drained.")
+            raise SystemExit(128 + signal.SIGTERM) from None
+    if ended.end == "ok":
+        for argument, metadata in ended.metadata.items():
+            inputs[argument].metadata.update(metadata)
+        return ended.result
+    print(f"amlp: {ended.message}", file=sys.stderr, flush=True)
+    _record(task, ended.message)
+    raise SystemExit(2 if ended.end == "mistake" else 1)
+
+
+def tried(call: Callable[[], Attempt], task: str, *, sleep: Callable[[float], None] = time.sleep) -> Attempt:
+    """Call, and call again after a pause where that may help; return the last attempt.
+
+    Lack of memory is tried once more: something else may have taken it, but hardly twice.
+    """
+    short = False
+    for pause in PAUSES:
+        ended = call()
+        if ended.end in ("ok", "mistake", "error") or (short and ended.end == "memory"):
+            return ended
+        short = ended.end == "memory"
+        print(f"{task}: {ended.message}\nThis may pass: trying again in {pause:.0f} s.", file=sys.stderr, flush=True)
+        sleep(pause)
+    return call()
+
+
+def attempt(module: str, name: str, inputs: Mapping[str, Any]) -> Attempt:
+    """Call a component's function once, in a child process."""
+    lacked = _lacks_of_memory()
+    receiver, sender = Pipe(duplex=False)
+    child = Process(target=_child, args=(module, name, inputs, sender))
+    child.start()
+    # The child's end alone keeps the pipe open, so a child that is killed ends the wait too.
+    sender.close()
+    ended: Attempt | None = None
+    try:
+        with suppress(EOFError):
+            ended = receiver.recv()
+        child.join()
+    except _AskedToEnd:
+        # It may have a RayJob to delete.
+        child.terminate()
+        child.join(GRACE)
+        raise
+    finally:
+        receiver.close()
+        child.kill()
+    if ended is not None:
+        return ended
+    code = child.exitcode or 0
+    if _lacks_of_memory() > lacked:
+        return Attempt("memory", "its process was killed for lack of memory (OOMKilled); give the task more.")
+    if code < 0:
+        return Attempt("killed", f"its process was killed by {signal.Signals(-code).name}.")
+    return Attempt("killed", f"its process ended with exit code {code}, and without a reason.")
+
+
+def _child(module: str, name: str, inputs: Mapping[str, Any], sender: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(OSError):
+        # This process and not the one that watches it is ended when memory lacks.
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         function = getattr(import_module(module), name)
         check_inputs(function, inputs)
-        result = tried(lambda: function(**inputs), task)
-        describe_outputs(task, function, inputs)
-        return result
+        result = function(**inputs)
+        describe_outputs(name.replace("_", "-"), function, inputs)
+        metadata = {key: value.metadata for key, value in inputs.items() if hasattr(value, "metadata")}
+        # The class of a named tuple is known to this process alone; kfp takes any tuple.
+        sender.send(Attempt("ok", "", tuple(result) if isinstance(result, tuple) else result, metadata))
     except Exception as error:
-        _record(task, error)
-        if isinstance(error, UserError):
-            print(f"amlp: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from None
-        raise
+        if is_transient(error):
+            sender.send(Attempt("pass", _said(error)))
+        elif isinstance(error, UserError):
+            sender.send(Attempt("mistake", str(error)))
+        else:
+            traceback.print_exc()
+            sender.send(Attempt("error", _said(error)))
 
 
-def tried(call: Callable[[], Any], task: str, *, sleep: Callable[[float], None] = time.sleep) -> Any:
-    """Call, and call again after a pause where the error may pass.
+@contextmanager
+def _asked_to_end() -> Iterator[None]:
+    """Raise at the first SIGTERM, and ignore more of them."""
 
-    Raises:
-        Exception: of the last try, or of the first whose error does not pass.
-    """
-    for pause in PAUSES:
-        try:
-            return call()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            print(f"{task}: {_said(error)}\nThis may pass: trying again in {pause:.0f} s.", file=sys.stderr, flush=True)
-        sleep(pause)
-    return call()
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise _AskedToEnd
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _lacks_of_memory() -> int:
+    for file in _MEMORY_EVENTS:
+        with suppress(OSError):
+            if found := re.search(r"^oom_kill (\d+)", file.read_text(), re.MULTILINE):
+                return int(found[1])
+    return 0
 
 
 def load_settings(folder: Path = SETTINGS_FOLDER) -> None:
@@ -82,12 +193,12 @@ def load_settings(folder: Path = SETTINGS_FOLDER) -> None:
             os.environ.setdefault(file.name, file.read_text(encoding="utf-8").strip("\n"))
 
 
-def _record(task: str, error: Exception) -> None:
+def _record(task: str, message: str) -> None:
     """Write the error to MLflow; where that fails too, the task's log has both."""
     from amlp.registry.outcome import record_error
 
     try:
-        record_error(task=task, message=_said(error))
+        record_error(task=task, message=message)
     except Exception as second:
         print(f"{task}: the error could not be written to MLflow: {_said(second)}", file=sys.stderr, flush=True)
 

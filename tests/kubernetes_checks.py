@@ -10,11 +10,17 @@ from urllib.parse import urlsplit
 
 from tests.kubernetes_objects import Object, name_of, pod_templates
 
-# All that the launcher may do, and nobody else may do anything.
-LAUNCHER_MAY = {("", "pods/log", "get")} | {
-    ("ray.io", "rayjobs", verb) for verb in ("create", "get", "watch", "delete")
+# All that each Role may do and whom it is bound to; nobody else may do anything.
+MAY = {
+    "amlp-launcher": {
+        ("", "pods/log", "get"),
+        ("", "events", "list"),
+        *(("ray.io", "rayjobs", verb) for verb in ("create", "get", "delete")),
+    },
+    "amlp-sweeper": {("", "pods", "get"), ("ray.io", "rayjobs", "list"), ("ray.io", "rayjobs", "delete")},
 }
-LAUNCHERS = {"amlp-launcher", "default-editor"}
+BOUND = {"amlp-launcher": {"amlp-launcher", "default-editor"}, "amlp-sweeper": {"amlp-sweeper"}}
+SWEEPER = "Deployment/amlp-sweeper"
 CLUSTER_WIDE = {"Namespace"}
 # What Pod Security `restricted` lets pods mount, less the kinds that we don't need.
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
@@ -63,8 +69,9 @@ def pods(objects: list[Object]) -> list[str]:
             "runAsUser": context.get("runAsUser", 0) > 0,
             "seccomp": context.get("seccompProfile") == {"type": "RuntimeDefault"},
             "sysctls": not context.get("sysctls"),
-            "no token": spec.get("automountServiceAccountToken") is False,
-            "no rights": spec.get("serviceAccountName") == "amlp-workload",
+            # The one pod that talks to Kubernetes.
+            "no token": spec.get("automountServiceAccountToken") is False or name == SWEEPER,
+            "no rights": spec.get("serviceAccountName") == ("amlp-sweeper" if name == SWEEPER else "amlp-workload"),
             "node": not any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC", "hostUsers")),
         }
         wrong += [f"{name}: {what}" for what, good in asked.items() if not good]
@@ -149,10 +156,10 @@ def images(objects: list[Object]) -> list[str]:
 
 
 def rights(objects: list[Object]) -> list[str]:
-    """The Roles and their bindings give the launcher what it calls and nobody anything else."""
+    """The Roles and their bindings give launcher and sweeper what they call and nobody anything else."""
     wrong = [name_of(found) for found in of_kind(objects, "ClusterRole", "ClusterRoleBinding")]
     roles = {found["metadata"]["name"]: found for found in of_kind(objects, "Role")}
-    granted = set()
+    granted: dict[str, set[tuple[str, str, str]]] = {name: set() for name in MAY}
     for binding in of_kind(objects, "RoleBinding"):
         role = roles.get(binding["roleRef"]["name"]) if binding["roleRef"]["kind"] == "Role" else None
         if role is None:
@@ -160,23 +167,25 @@ def rights(objects: list[Object]) -> list[str]:
             continue
         for subject in binding["subjects"]:
             home = subject.get("namespace", binding["metadata"]["namespace"])
-            if subject["kind"] != "ServiceAccount" or subject["name"] not in LAUNCHERS:
+            may_be = BOUND.get(binding["roleRef"]["name"], set())
+            if subject["kind"] != "ServiceAccount" or subject["name"] not in may_be:
                 wrong.append(f"{name_of(binding)}: {subject}")
             if home != binding["metadata"]["namespace"]:
                 wrong.append(f"{name_of(binding)}: {subject}")
         for rule in role["rules"]:
             if rule.keys() - {"apiGroups", "resources", "verbs"}:
                 wrong.append(f"{name_of(role)}: {rule}")
-            granted |= {
+            granted.setdefault(role["metadata"]["name"], set()).update(
                 (group, resource, verb)
                 for group in rule.get("apiGroups", [])
                 for resource in rule.get("resources", [])
                 for verb in rule["verbs"]
-            }
-    wrong += [f"too much: {right}" for right in granted - LAUNCHER_MAY]
-    wrong += [f"missing: {right}" for right in LAUNCHER_MAY - granted]
+            )
+    for name, rights_of in granted.items():
+        wrong += [f"{name}, too much: {right}" for right in rights_of - MAY.get(name, set())]
+        wrong += [f"{name}, missing: {right}" for right in MAY.get(name, set()) - rights_of]
     accounts = {found["metadata"]["name"]: found for found in of_kind(objects, "ServiceAccount")}
-    if accounts.keys() != {"amlp-launcher", "amlp-workload"}:
+    if accounts.keys() != {"amlp-launcher", "amlp-sweeper", "amlp-workload"}:
         wrong.append(f"service accounts {sorted(accounts)}")
     elif accounts["amlp-workload"].get("automountServiceAccountToken") is not False:
         wrong.append("ServiceAccount/amlp-workload has a token")
@@ -427,10 +436,12 @@ def cores(quantity: str) -> float:
 
 
 def budgets(objects: list[Object]) -> list[str]:
-    """Each Deployment has a disruption budget, and none blocks the drain of a node for good."""
+    """Each server has a disruption budget, and none blocks the drain of a node for good."""
     wrong = []
     found = of_kind(objects, "PodDisruptionBudget")
     for deployment in of_kind(objects, "Deployment"):
+        if name_of(deployment) == SWEEPER:
+            continue
         labels = deployment["spec"]["template"]["metadata"]["labels"].items()
         mine = [budget for budget in found if budget["spec"]["selector"]["matchLabels"].items() <= labels]
         if len(mine) != 1:
@@ -450,7 +461,8 @@ def probes(objects: list[Object]) -> list[str]:
         for found in of_kind(objects, "Deployment", "StatefulSet")
         for name, container in containers([found])
         for probe in ("startupProbe", "readinessProbe", "livenessProbe")
-        if probe not in container
+        # Nobody asks it anything, and what it waits for has a limit.
+        if name_of(found) != SWEEPER and probe not in container
     ]
 
 

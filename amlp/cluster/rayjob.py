@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import json
 import random
 import re
 import shlex
@@ -43,6 +44,9 @@ NAME_LIMIT = 47
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 # Lines of the log that an error repeats.
 TAIL = 30
+# Seconds between two looks at a RayJob. The connection stays open from one look to the next, so that a deletion at the
+# last moment does not wait for a new one.
+LOOK = 10.0
 
 
 class RayJobError(Exception):
@@ -153,6 +157,8 @@ class JobRequest:
         run_id: of the pipeline run; with `task` it names the RayJob, so that a restarted launcher finds it again.
         entrypoint: words of the command that Ray runs on the head.
         gpus: of each worker.
+        head: cores and memory that the head asks for, as Kubernetes writes them; empty for the template's.
+        worker: likewise, of each worker.
         node_selector: labels of the nodes for the workers.
         tolerations: taints that the workers bear, as Kubernetes writes them.
         queue: of Kueue; empty without.
@@ -169,6 +175,8 @@ class JobRequest:
     owner: str = "amlp"
     workers: int = 1
     gpus: int = 0
+    head: Mapping[str, str] = field(default_factory=dict)
+    worker: Mapping[str, str] = field(default_factory=dict)
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()
     queue: str = ""
@@ -267,6 +275,9 @@ def build(template: Mapping[str, Any], request: JobRequest) -> dict[str, Any]:
             if container["image"] == ours:
                 container["image"] = request.image
     workers |= {"replicas": request.workers, "minReplicas": request.workers, "maxReplicas": request.workers}
+    for group, amounts in ((head, request.head), (workers, request.worker)):
+        if amounts:
+            _resize(group["template"]["spec"]["containers"][0], amounts)
     pod = workers["template"]["spec"]
     resources = pod["containers"][0].setdefault("resources", {})
     for kind in ("requests", "limits"):
@@ -279,6 +290,17 @@ def build(template: Mapping[str, Any], request: JobRequest) -> dict[str, Any]:
     if request.tolerations:
         pod["tolerations"] = [*(pod.get("tolerations") or []), *map(dict, request.tolerations)]
     return job
+
+
+def _resize(container: dict[str, Any], amounts: Mapping[str, str]) -> None:
+    """Let a container ask for other cores and memory; memory is the limit too, and cores have none, as in other tasks.
+
+    KubeRay takes the cores asked for as Ray's, where no limit is set.
+    """
+    resources = container.setdefault("resources", {})
+    resources["requests"] = {**(resources.get("requests") or {}), **amounts}
+    limits = {key: value for key, value in (resources.get("limits") or {}).items() if key not in amounts}
+    resources["limits"] = limits | {key: value for key, value in amounts.items() if key == "memory"}
 
 
 def outcome(status: Mapping[str, Any], *, queued: bool) -> tuple[str, type[RayJobError] | None]:
@@ -329,7 +351,11 @@ def _describe(status: Mapping[str, Any]) -> str:
     cluster = status.get("rayClusterStatus") or {}
     if "desiredWorkerReplicas" in cluster:
         parts.append(f"{cluster.get('readyWorkerReplicas', 0)} of {cluster['desiredWorkerReplicas']} workers ready")
-    parts += [status.get("reason") or "", " ".join((status.get("message") or "").split()), cluster.get("reason") or ""]
+    if failed := status.get("failed"):
+        parts.append(f"{failed} {'try' if failed == 1 else 'tries'} failed")
+    # KubeRay appends the job's log to the message, from its second line on.
+    message = (status.get("message") or "").partition("\n")[0]
+    parts += [status.get("reason") or "", " ".join(message.split())[:300], cluster.get("reason") or ""]
     return ", ".join(part for part in parts if part)
 
 
@@ -338,6 +364,8 @@ class Launcher:
 
     Args:
         api: a `kubernetes.client.ApiClient`.
+        refused: returns the message of an error that the user caused, once the job recorded one; else nothing. KubeRay
+            starts a job again whatever its exit code, so the launcher ends such a job.
     """
 
     def __init__(
@@ -346,15 +374,18 @@ class Launcher:
         request: JobRequest,
         job: Mapping[str, Any],
         *,
+        refused: Callable[[], str] = str,
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:
         from kubernetes import client
 
-        self.request, self.job = request, job
+        self.request, self.job, self.refused = request, job, refused
         self.clock = clock or Clock()
         self.random = random.Random(seed)
-        self.objects, self.core = client.CustomObjectsApi(api), client.CoreV1Api(api)
+        self.objects = client.CustomObjectsApi(api)
+        # Its own connections: a long log must not be in the way of the deletion.
+        self.core = client.CoreV1Api(client.ApiClient(api.configuration))
         self.where = {"group": GROUP, "version": VERSION, "namespace": request.namespace, "plural": PLURAL}
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.ours = False
@@ -513,8 +544,11 @@ class Launcher:
             head_there = self._follow_log(status)
             if what == "succeeded":
                 return
+            # KubeRay counts the tries that failed, and starts the next.
+            if (error or status.get("failed")) and (message := self.refused()):
+                raise UserError(message)
             if error:
-                raise error(self._with_tail(text))
+                raise error(self._with_tail(text + self._events(status) * (error is NeverStarted)))
             now = self.clock.now()
             if what in ("running", "queued"):
                 # A queue may be long; the time in it counts for the total alone.
@@ -523,8 +557,7 @@ class Launcher:
                 raise NeverStarted(
                     self._with_tail(
                         f"does not run after {now - waiting:.0f} s ({text}); no node with the GPUs asked for, an image "
-                        "that can't be pulled or a full quota are the usual reasons: "
-                        f"kubectl -n {self.request.namespace} get events"
+                        f"that can't be pulled or a full quota are the usual reasons{self._events(status)}"
                     )
                 )
             lost = what == "running" and (not head_there or bool(status.get("jobStatusCheckFailureStartTime")))
@@ -534,7 +567,27 @@ class Launcher:
             if now - started >= deadlines.total:
                 raise DeadlineExceeded(self._with_tail(f"still {text} after {now - started:.0f} s"))
             unchanged += 1
-            self._pause(unchanged)
+            self._pause(unchanged, LOOK)
+
+    def _events(self, status: Mapping[str, Any]) -> str:
+        """Return the last warnings of Kubernetes about the job and its pods, or how to look for them."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            answer = self.core.list_namespaced_event(
+                self.request.namespace, field_selector="type=Warning", limit=500, _preload_content=False,
+                _request_timeout=self.request.deadlines.request,
+            )  # fmt: skip
+            events = json.loads(answer.data).get("items") or []
+        except (ApiException, HTTPError, OSError, ValueError):
+            return f": kubectl -n {self.request.namespace} get events"
+        # The pods' and the cluster's names begin with the job's, cut short.
+        cluster = status.get("rayClusterName") or self.request.name
+        ours = [event for event in events if _about(event).startswith((self.request.name, cluster[:40]))]
+        ours.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
+        said = dict.fromkeys(f"{event.get('reason')}: {' '.join(str(event.get('message')).split())}" for event in ours)
+        return "".join(f"\n  event: {line[:300]}" for line in list(said)[-5:])
 
     def _with_tail(self, text: str) -> str:
         tail = "".join(f"\n  | {line}" for line in self.tail)
@@ -615,6 +668,10 @@ class Launcher:
             )
 
 
+def _about(event: Mapping[str, Any]) -> str:
+    return str((event.get("involvedObject") or {}).get("name") or "")
+
+
 def _answer(error: Any) -> str:
     """What the API server says, without the headers."""
     body = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else str(error.body or "")
@@ -673,10 +730,10 @@ def connect(host: str = "") -> Any:
     return client.ApiClient(configuration)
 
 
-def submit(*, template: Path, request: JobRequest, host: str = "") -> None:
-    """Run a RayJob to its end; see `Launcher.run`."""
+def submit(*, template: Path, request: JobRequest, host: str = "", refused: Callable[[], str] = str) -> None:
+    """Run a RayJob to its end; see `Launcher`."""
     job = build(load_template(template), request)
-    Launcher(connect(host), request, job).run()
+    Launcher(connect(host), request, job, refused=refused).run()
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from amlp.cluster.rayjob import JobRequest, submit
-from amlp.cluster.stage import STAGES
-from amlp.cluster.storage import absolute, check_storage, fetch, publish_once, write
+from amlp.cluster.stage import STAGES, StageError
+from amlp.cluster.storage import absolute, check_storage, fetch, publish_once, remove, write
 from amlp.environment import COMMIT_VARIABLE
 from amlp.errors import UserError
 from amlp.params import Params
@@ -53,10 +53,18 @@ def run_as_rayjob(
     words += ["--shards", publish_once(shards, f"{work}/inputs")]
     if encoder:
         words += ["--encoder", publish_once(encoder, f"{work}/inputs")]
-    words += ["--state", f"{work}/state", "--out", f"{ours}/out"]
+    words += ["--state", f"{work}/state", "--out", f"{ours}/out", "--error", f"{ours}/error.json"]
     if request.gpus:
         words += ["--gpus", str(request.gpus * workers)]
     if commit := os.environ.get(COMMIT_VARIABLE):
         words += ["--commit", commit]
-    submit(template=template, request=replace(request, entrypoint=words, workers=workers), host=host)
+    # Of an earlier try of this task, which somebody repaired.
+    remove(f"{ours}/error.json")
+
+    def refused() -> str:
+        error = StageError.read(f"{ours}/error.json")
+        return error.message if error and error.kind == "user" else ""
+
+    request = replace(request, entrypoint=words, workers=workers)
+    submit(template=template, request=request, host=host, refused=refused)
     fetch(f"{ours}/out", out)

@@ -5,8 +5,11 @@ r"""What a RayJob runs: one training stage whose inputs, outputs and state are i
     python -m amlp.cluster.stage finetune ... --encoder s3://b/run/encoder --out s3://b/run/segmenter
     python -m amlp.cluster.stage scratch ... --out s3://b/run/scratch
 
-The same functions as `amlp pretrain` and `amlp finetune`. Started again, on another cluster too, it goes on from the
+The same functions as `amlp pretrain` and `amlp finetune`. Started again, on another cluster too, it resumes from the
 state. Local paths do as well where all nodes share them.
+
+What starts it can't see why it failed, so it writes that to the place that `--error` names. An error of the user there
+ends it at once: KubeRay repeats a job whatever its exit code, and the same mistake needs no second try.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
-from amlp.cluster.storage import check_storage, pin, read
+from amlp.cluster.storage import check_storage, pin, read, write
 from amlp.environment import check_code, quiet
-from amlp.errors import UserError
+from amlp.errors import UserError, is_transient
 from amlp.params import Params, parse_params
 
 STAGES = ("pretrain", "finetune", "scratch")
@@ -38,6 +44,26 @@ def read_params(place: str) -> Params:
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not JSON: {error}") from error
     return parse_params(values, place)
+
+
+@dataclass(frozen=True)
+class StageError:
+    """Why a stage failed: `kind` is `user`, `passing` (a server that is away, a lost worker) or `other`."""
+
+    kind: Literal["user", "passing", "other"]
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> StageError:
+        if isinstance(error, UserError):
+            return cls("user", str(error))
+        return cls("passing" if is_transient(error) else "other", f"{type(error).__name__}: {error}")
+
+    @classmethod
+    def read(cls, place: str) -> StageError | None:
+        """Return what a stage wrote to its `--error`, or None where it wrote nothing."""
+        data = read(place)
+        return None if data is None else cls(**json.loads(data))
 
 
 def run_stage(*, stage: str, params: Params, shards: str, encoder: str | None, out: str, state: str) -> None:
@@ -77,12 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(flag, required=True, metavar="PLACE", help=f"{text}; s3://bucket/prefix or a shared path")
     parser.add_argument("--gpus", type=int, default=0, metavar="N", help="that the cluster must have (default: 0)")
     parser.add_argument("--commit", default="", help="that the image must be built from (default: any)")
+    parser.add_argument("--error", metavar="PLACE", help="where it writes why it failed, as JSON (default: nowhere)")
     parser.add_argument("--encoder", metavar="PLACE", help="what pretrain published; finetune alone takes it")
     args = parser.parse_args(argv)
     if (args.stage == "finetune") != bool(args.encoder):
         parser.error("finetune needs --encoder, and the other stages take none")
     quiet()
     try:
+        if args.error and (before := StageError.read(args.error)) and before.kind == "user":
+            raise UserError(before.message)
         if args.commit:
             check_code(args.commit)
         if args.gpus:
@@ -97,9 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             out=args.out,
             state=args.state,
         )
-    except UserError as error:
-        print(f"amlp: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        found = StageError.of(error)
+        if found.kind == "user":
+            print(f"amlp: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        if args.error:
+            write(args.error, json.dumps(asdict(found)).encode())
+        return 2 if found.kind == "user" else 1
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from amlp.cluster.storage import check_storage
-from amlp.environment import PIPELINE_RUN, POD_NAME, POD_UID
+from amlp.environment import PIPELINE_RUN, POD_NAME, POD_UID, STATE
 from amlp.errors import UserError
 from amlp.params import Count, Params, PositiveFloat, Section
 
@@ -23,6 +23,13 @@ Cpu = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]i?$")]
 
 
+class Asked(Section):
+    """Cores and memory that a pod asks for; empty for what the template says."""
+
+    cpu: Cpu | Literal[""] = ""
+    memory: Memory | Literal[""] = ""
+
+
 class ClusterParams(Section):
     """Where trainings run, and on what: the same for all of a pipeline, and nothing that changes their result."""
 
@@ -33,7 +40,9 @@ class ClusterParams(Section):
     # What a training's pod asks for.
     cpu: Cpu = "4"
     memory: Memory = "24Gi"
-    # For `rayjob`:
+    # For `rayjob`; what the head and each worker ask for is the template's where it is empty.
+    head: Asked = Asked()
+    worker: Asked = Asked()
     image: str = ""
     template: str = "/etc/amlp/rayjob.yaml"
     owner: str = "amlp"
@@ -91,7 +100,7 @@ def run_training(
                 "and device plugin, and that the image's CUDA is not newer than the driver."
             )
     with tempfile.TemporaryDirectory() as temporary:
-        state = f"{cluster.work}/state" if cluster.work else temporary
+        state = f"{cluster.work}/state" if cluster.work else os.environ.get(STATE, temporary)
         # Before hours are spent on what could not be kept.
         check_storage(state)
         if stage == "pretrain":
@@ -120,6 +129,8 @@ def _run_as_rayjob(
         namespace=_NAMESPACE.read_text().strip() if _NAMESPACE.is_file() else "amlp",
         owner=cluster.owner,
         gpus=cluster.gpus,
+        head={key: value for key, value in cluster.head if value},
+        worker={key: value for key, value in cluster.worker if value},
         queue=cluster.queue,
         node_selector=cluster.node_selector,
         tolerations=cluster.tolerations,

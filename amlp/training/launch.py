@@ -45,7 +45,12 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
     trainer = TorchTrainer(
         loop,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=_use_gpu(workers)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=_use_gpu(workers),
+            # Else workers without GPUs would share one node while others idle.
+            placement_strategy="SPREAD",
+        ),
         run_config=ray.train.RunConfig(name=name, storage_path=place),
     )
     try:

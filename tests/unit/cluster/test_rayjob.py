@@ -306,7 +306,7 @@ def test_a_job_in_a_queue_may_be_suspended_and_run_again(api: KubeApi) -> None:
 
 
 def test_time_in_a_queue_is_not_time_without_a_gpu(api: KubeApi) -> None:
-    held_back: list[Any] = [{"jobDeploymentStatus": "Suspended"}] * 80
+    held_back: list[Any] = [{"jobDeploymentStatus": "Suspended"}] * 250
     api.statuses = [*held_back, INITIALIZING, INITIALIZING, RUNNING, *held_back, INITIALIZING, RUNNING, SUCCEEDED]
     assert run(api, queue="gpu") > 2 * DEADLINES.pre_running
     # Once let go, it has to start; and it does not wait for ever.

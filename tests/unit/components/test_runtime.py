@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from kfp.dsl import Artifact
 from mlflow import MlflowClient
 
 from amlp.errors import UserError
 from components.common import stage
-from components.runtime import PAUSES, load_settings, run_task, tried
+from components.runtime import PAUSES, Attempt, load_settings, run_task, tried
 
 
 @pytest.fixture
@@ -35,6 +37,17 @@ def task(tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callab
     return run
 
 
+def count(folder: Path) -> int:
+    """Note a try, in whatever process; return how many there were."""
+    with (folder / "tries").open("a") as file:
+        file.write("x")
+    return counted(folder)
+
+
+def counted(folder: Path) -> int:
+    return len((folder / "tries").read_text())
+
+
 def parents(tracking_uri: str) -> list[Any]:
     client = MlflowClient(tracking_uri=tracking_uri)
     return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
@@ -45,68 +58,164 @@ def test_a_task_gets_its_inputs_and_returns_its_output(task: Any, tracking_uri: 
     assert not parents(tracking_uri)
 
 
+def test_several_outputs_and_metadata_come_back(task: Any, tmp_path: Path) -> None:
+    class Outcome(NamedTuple):
+        outcome: str
+        score: float
+
+    def judge(found: Artifact) -> Outcome:
+        found.metadata["reason"] = "better"
+        return Outcome("promote", 0.5)
+
+    artifact = Artifact("found", str(tmp_path / "found"))
+    assert tuple(task(judge, found=artifact)) == ("promote", 0.5)
+    assert artifact.metadata == {"reason": "better"}
+
+
 def test_a_users_error_is_recorded_and_has_its_exit_code(
-    task: Any, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+    task: Any, tracking_uri: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def refuse() -> None:
+        count(tmp_path)
         raise UserError("images.csv: 3 columns; expected 4")
 
     with pytest.raises(SystemExit) as exited:
         task(refuse)
-    assert exited.value.code == 2
-    assert capsys.readouterr().err == "amlp: images.csv: 3 columns; expected 4\n"
+    assert exited.value.code == 2 and counted(tmp_path) == 1
+    assert capfd.readouterr().err == "amlp: images.csv: 3 columns; expected 4\n"
     [run] = parents(tracking_uri)
     assert run.info.status == "FAILED" and run.data.tags["pipeline_task"] == "find-lesions"
     assert run.data.tags["pipeline_error"] == "find-lesions: images.csv: 3 columns; expected 4"
 
 
-def test_a_bug_is_recorded_and_keeps_its_traceback(task: Any, tracking_uri: str) -> None:
-    with pytest.raises(ZeroDivisionError):
-        task(lambda: 1 // 0)
+def test_a_bug_is_recorded_with_its_traceback_and_tried_once(
+    task: Any, tracking_uri: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def divide() -> float:
+        count(tmp_path)
+        return 1 / 0
+
+    with pytest.raises(SystemExit) as exited:
+        task(divide)
+    assert exited.value.code == 1 and counted(tmp_path) == 1
+    assert "return 1 / 0\n" in capfd.readouterr().err
     [run] = parents(tracking_uri)
-    assert run.data.tags["pipeline_error"].startswith("find-lesions: ZeroDivisionError: ")
+    assert run.data.tags["pipeline_error"] == "find-lesions: ZeroDivisionError: division by zero"
 
 
 def test_an_error_that_can_not_be_recorded_is_still_the_tasks(
-    task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("AMLP_RECORD", json.dumps({"tracking_uri": f"sqlite:///{tmp_path}/file/x.db"}))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit):
         task(lambda: 1 // 0)
-    assert "find-lesions: the error could not be written to MLflow: " in capsys.readouterr().err
+    assert "find-lesions: the error could not be written to MLflow: " in capfd.readouterr().err
 
 
-def test_what_may_pass_is_tried_again(task: Any, tracking_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tries: list[int] = []
-
+def test_what_may_pass_is_tried_again(
+    task: Any, tracking_uri: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def flaky() -> str:
-        tries.append(1)
-        if len(tries) < 3:
+        if count(tmp_path) < 3:
             raise ConnectionResetError("by S3")
         return "done"
 
-    assert task(flaky) == "done" and len(tries) == 3 and not parents(tracking_uri)
-    assert capsys.readouterr().err.count("This may pass: trying again") == 2
+    assert task(flaky) == "done" and counted(tmp_path) == 3 and not parents(tracking_uri)
+    assert capfd.readouterr().err.count("This may pass: trying again") == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "its process was killed by SIGKILL."),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), "its process was killed by SIGTERM."),
+        (lambda: os._exit(3), "its process ended with exit code 3, and without a reason."),
+    ],
+    ids=["killed", "terminated", "exit-code"],
+)
+def test_a_task_whose_process_is_killed_is_tried_again(
+    task: Any, tracking_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], end: Callable[[], None], said: str
+) -> None:
+    """And finds what the tries before left for it."""
+
+    def train(kills: int) -> int:
+        state = Path(os.environ["AMLP_STATE"], "last")
+        steps = int(state.read_text()) if state.exists() else 0
+        state.write_text(str(steps + 1))
+        if count(tmp_path) <= kills:
+            end()
+        return steps
+
+    assert task(train, kills=2) == 2
+    assert capfd.readouterr().err.count(f"find-lesions: {said}") == 2 and not parents(tracking_uri)
+    with pytest.raises(SystemExit) as exited:
+        task(train, kills=99)
+    assert exited.value.code == 1 and counted(tmp_path) == 6
+    [run] = parents(tracking_uri)
+    assert run.data.tags["pipeline_error"] == f"find-lesions: {said}"
+
+
+def test_lack_of_memory_is_tried_once_more(
+    task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking_uri: str
+) -> None:
+    """As the kernel tells it, in the files of cgroup 1 and 2."""
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\noom 0\noom_kill 0\n")
+    monkeypatch.setattr("components.runtime._MEMORY_EVENTS", (tmp_path / "absent", events))
+
+    def swell() -> None:
+        events.write_text(f"low 0\noom 1\noom_kill {count(tmp_path)}\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(SystemExit):
+        task(swell)
+    assert counted(tmp_path) == 2
+    [run] = parents(tracking_uri)
+    assert run.data.tags["pipeline_error"].startswith("find-lesions: its process was killed for lack of memory")
+
+
+def test_sigterm_reaches_the_function_and_is_recorded(project: Path, tmp_path: Path, tracking_uri: str) -> None:
+    """The function ends its own work first, and no further try follows."""
+    (tmp_path / "some_tasks.py").write_text(
+        "import signal, sys, time\nfrom pathlib import Path\n\n"
+        "def launch(folder):\n"
+        "    def end(*_):\n"
+        "        Path(folder, 'deleted').touch()\n"
+        "        sys.exit(5)\n"
+        "    signal.signal(signal.SIGTERM, end)\n"
+        "    Path(folder, 'began').touch()\n"
+        "    print('began', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    code = f"from components.runtime import run_task; run_task('some_tasks', 'launch', {{'folder': {str(tmp_path)!r}}})"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{project}{os.pathsep}{tmp_path}",
+        "AMLP_PIPELINE_RUN": "p1",
+        "AMLP_RECORD": json.dumps({"tracking_uri": tracking_uri, "experiment": "amlp"}),
+    }
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "began\n"
+        process.terminate()
+        assert process.wait(60) == 143
+    assert (tmp_path / "deleted").exists()
+    [run] = parents(tracking_uri)
+    assert run.data.tags["pipeline_error"].startswith("launch: was asked to end (SIGTERM)")
 
 
 def test_no_try_follows_the_last_and_none_a_users_error() -> None:
-    slept: list[float] = []
-    tries: list[int] = []
+    def tries(*ends: str) -> tuple[str, list[float]]:
+        slept: list[float] = []
+        left = [Attempt(end) for end in ends]  # type: ignore[arg-type]
+        last = tried(lambda: left.pop(0), "x", sleep=slept.append)
+        assert not left
+        return last.end, slept
 
-    def fail(error: Exception) -> Callable[[], None]:
-        def call() -> None:
-            tries.append(1)
-            raise error
-
-        return call
-
-    with pytest.raises(TimeoutError):
-        tried(fail(TimeoutError()), "x", sleep=slept.append)
-    assert len(tries) == 1 + len(PAUSES) and slept == list(PAUSES)
-    with pytest.raises(UserError):
-        tried(fail(UserError("bad")), "x", sleep=slept.append)
-    assert len(tries) == 2 + len(PAUSES) and len(slept) == len(PAUSES)
+    assert tries("pass", "killed", "pass") == ("pass", list(PAUSES))
+    assert tries("mistake") == ("mistake", []) and tries("error") == ("error", [])
+    assert tries("memory", "memory") == ("memory", [PAUSES[0]])
+    assert tries("memory", "pass", "ok") == ("ok", list(PAUSES))
 
 
 def test_mounted_settings_become_variables_unless_they_are_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
