@@ -42,7 +42,8 @@ IMAGES := train stages pipeline mlflow
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format lock lock-check bench-mps \
-  bench-pretrain bench-predict bench-gate images image-test serve-test k8s-dev k8s-dev-secrets pipeline-local clean
+  bench-pretrain bench-predict bench-gate images image-test serve-test k8s-dev k8s-dev-secrets k8s-single-user \
+  k8s-single-user-secrets pipeline-local clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -148,15 +149,27 @@ image-test: setup images ## build the images and run the tests that start them
 serve-test: setup ## serve a registered model where its own requirements alone are installed (gigabytes)
 	pytest -m serve tests/serve
 
+define K8S_WAIT
+kubectl -n amlp rollout status statefulset/postgres --timeout=10m
+kubectl -n amlp rollout status statefulset/seaweedfs --timeout=10m
+kubectl -n amlp rollout status deployment/mlflow --timeout=10m
+endef
+
 k8s-dev-secrets: ## write random secrets for k8s/overlays/dev, once
 	$(PYTHON) k8s/dev_secrets.py
 
 k8s-dev: k8s-dev-secrets ## set MLflow, PostgreSQL and S3 up in the cluster that kubectl names, and wait for them
 	kubectl apply -k k8s/overlays/dev
-	kubectl -n amlp rollout status statefulset/postgres --timeout=10m
-	kubectl -n amlp rollout status statefulset/seaweedfs --timeout=10m
-	kubectl -n amlp wait --for=condition=complete job/s3-buckets --timeout=10m
-	kubectl -n amlp rollout status deployment/mlflow --timeout=10m
+	$(K8S_WAIT)
+
+k8s-single-user-secrets: k8s-dev-secrets ## copy the secrets that runs need to k8s/overlays/single-user
+	install -d -m 700 k8s/overlays/single-user/runs/secrets
+	install -m 600 k8s/overlays/dev/secrets/s3.env k8s/overlays/dev/secrets/mlflow-client.env \
+	  k8s/overlays/single-user/runs/secrets
+
+k8s-single-user: k8s-single-user-secrets ## the same beside a standalone Kubeflow, whose runs are in its own namespace
+	kubectl apply -k k8s/overlays/single-user
+	$(K8S_WAIT)
 
 clean: ## remove what the pipeline wrote here, its cache and its MLflow database; .venv and workspaces stay
 	rm -rf data models evaluation registration.json report.html dvc_plots .amlp mlflow.db mlartifacts .dvc/cache .dvc/tmp

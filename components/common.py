@@ -1,12 +1,9 @@
 """What the components share: their images, how they are sent to Kubeflow, and helpers of their functions."""
 
-import ast
 import inspect
 import json
-import linecache
 import os
 import shutil
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,42 +26,25 @@ def light(function: Callable[..., Any]) -> Any:
     return _component(function, PIPELINE_IMAGE)
 
 
-def _component(function: Callable[..., Any], image: str) -> Any:
-    """Make a component whose source is a call of the function as it stands in the image.
+# Kubeflow copies a component's source into the status of each run several times, and shows no task of a run whose
+# status is too large. So tasks get no source: the function stands in the image, beside what it imports. By the comment
+# `kfp.local` knows that this is a Python component.
+_COMMAND = ["python3", "-c", "from components.runtime import main; main()  # kfp.dsl.executor_main"]
 
-    Kubeflow copies a component's source into the status of each run several times, and shows no task of a run whose
-    status is too large. So the function itself stays in the image, beside what it imports.
-    """
+
+def _component(function: Callable[..., Any], image: str) -> Any:
     if os.environ.get("_KFP_RUNTIME") == "true":
         # Within a task, kfp has no decorator, and `run_task` looks for the function itself.
         return function
     from kfp import dsl
 
-    make = dsl.component(base_image=image, packages_to_install=[], install_kfp_package=False)
-    return make(_call_of(function))
-
-
-def _call_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of the same name, arguments and description that calls `function` where it is imported."""
-    [tree] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    assert isinstance(tree, ast.FunctionDef)
-    tree.decorator_list = []
-    call = (
-        "inputs = dict(locals())\n"
-        "from components.runtime import run_task\n"
-        f"return run_task({function.__module__!r}, {function.__name__!r}, inputs)"
-    )
-    tree.body = ast.parse(call).body
-    source = ast.unparse(tree) + "\n"
-    # kfp reads a component's source with `inspect`, which finds it here.
-    place = f"<component {function.__module__}.{function.__name__}>"
-    linecache.cache[place] = (len(source), None, source.splitlines(keepends=True), place)
-    made: dict[str, Any] = {}
-    exec(compile(source, place, "exec"), function.__globals__, made)
-    called: Callable[..., Any] = made[function.__name__]
-    # Without what is said of the arguments, for it is copied with the rest.
-    called.__doc__ = (inspect.getdoc(function) or "").partition("\n\n")[0]
-    return called
+    # Without what is said of the arguments, which would be copied too.
+    function.__doc__ = (inspect.getdoc(function) or "").partition("\n\n")[0]
+    made = dsl.component(function, base_image=image, packages_to_install=[], install_kfp_package=False)
+    container = made.component_spec.implementation.container
+    inputs = container.args[container.args.index("--executor_input") + 1]
+    container.command, container.args = _COMMAND, [function.__module__, function.__name__, inputs]
+    return made
 
 
 def log_figures(metrics: Metrics, folder: str) -> None:

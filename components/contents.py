@@ -15,6 +15,7 @@ from amlp.errors import UserError
 from amlp.files import sha256
 
 # Their metadata are figures on Kubeflow's page, and no task reads their files.
+_CONTENTS = "contents"
 _NOT_READ = ("system.Metrics", "system.HTML")
 
 
@@ -27,21 +28,16 @@ def check_inputs(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Non
     from kfp.dsl.types.type_annotations import is_artifact_wrapped_in_Input
 
     for name, artifact in _artifacts(function, inputs, is_artifact_wrapped_in_Input):
-        known = {key: artifact.metadata.get(key) for key in ("files", "bytes", "sha256")}
-        if None in known.values():
+        written = artifact.metadata.get(_CONTENTS)
+        if written is None:
             continue
-        found = contents(Path(artifact.path))
-        # Kubeflow keeps numbers as floating point.
-        if (found["files"], found["bytes"], found["sha256"]) == tuple(
-            value if isinstance(value, str) else int(value) for value in known.values()
-        ):
-            continue
-        task = artifact.metadata.get("task") or "its task"
-        raise UserError(
-            f"Kubeflow's store lost or changed {name} of task {task}: {artifact.uri} has {found['files']} files of "
-            f"{found['bytes']:,} bytes, and {int(known['files'])} files of {int(known['bytes']):,} bytes were written. "
-            f"Submit again with --fresh {task}: that task, and those that read it, run anew."
-        )
+        task = str(written).partition(":")[0]
+        found = contents(task, Path(artifact.path))
+        if found != written:
+            raise UserError(
+                f"Kubeflow's store lost or changed {name} of task {task}: {artifact.uri} is {found!r}, and {written!r} "
+                f"was written. Submit again with --fresh {task}: that task, and those that read it, run anew."
+            )
 
 
 def describe_outputs(task: str, function: Callable[..., Any], inputs: Mapping[str, Any]) -> None:
@@ -50,11 +46,14 @@ def describe_outputs(task: str, function: Callable[..., Any], inputs: Mapping[st
 
     for _, artifact in _artifacts(function, inputs, is_artifact_wrapped_in_Output):
         if artifact.schema_title not in _NOT_READ:
-            artifact.metadata.update(task=task, **contents(Path(artifact.path)))
+            artifact.metadata[_CONTENTS] = contents(task, Path(artifact.path))
 
 
-def contents(path: Path) -> dict[str, Any]:
-    """Count the files at a path, a file or a folder, and their bytes; and hash names and bytes, to 128 bits."""
+def contents(task: str, path: Path) -> str:
+    """Say what is at a path, a file or a folder: which task wrote it, files, bytes, and 128 bits of a SHA-256.
+
+    The hash is over the files' names and hashes. One text, since Kubeflow's record of a run holds it many times.
+    """
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     total, digest, count = 0, hashlib.sha256(), 0
     for file in files:
@@ -62,7 +61,7 @@ def contents(path: Path) -> dict[str, Any]:
             continue
         count, total = count + 1, total + file.stat().st_size
         digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
-    return {"files": count, "bytes": total, "sha256": digest.hexdigest()[:32]}
+    return f"{task}: {count} {'file' if count == 1 else 'files'}, {total:,} bytes, {digest.hexdigest()[:32]}"
 
 
 def _artifacts(

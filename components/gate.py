@@ -1,6 +1,4 @@
-"""Components of the gate: what the candidate has to beat, whether it does, and the run's end."""
-
-from typing import NamedTuple
+"""Component of the gate, a run's last task: whether the candidate becomes champion, and that the run succeeded."""
 
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
@@ -8,112 +6,77 @@ from components.common import stage
 
 
 @stage
-def find_reference(registration: Input[Artifact]) -> str:
-    """Find the version that the candidate has to beat, for the gate's cache to know it; empty without a champion."""
-    from pathlib import Path
-
-    from amlp.files import read_json
-    from amlp.registry import promotion
-    from amlp.registry.tracking import connect
-
-    registered = read_json(Path(registration.path))
-    with connect(registered["tracking_uri"]) as client:
-        found = promotion.find_reference(client, promotion.Candidate.registered(registered))
-    print(f"The candidate has to beat {f'version {found}' if found else 'the model from scratch'}.")
-    return found
-
-
-@stage
 def gate(
     params: str,
-    reference: str,
+    data_rev: str,
     cases: Input[Dataset],
     shards: Input[Dataset],
     scratch: Input[Model],
     registration: Input[Artifact],
     decision: Output[Artifact],
-) -> NamedTuple("Outcome", [("outcome", str)]):  # type: ignore[valid-type]
-    """Compare the candidate with the champion on the test split: promote, keep or refuse.
+) -> str:
+    """Compare the candidate with the champion on the test split, promote it if it is better, and record the success.
+
+    Never from Kubeflow's cache, which does not know who is champion. What was decided before about the same models is
+    taken from the registry's history instead.
 
     Args:
-        params: JSON of all parameters.
-        reference: version of the champion; empty without one.
+        data_rev: commit of the images; empty for generated ones.
     """
     import json
     from pathlib import Path
-    from typing import NamedTuple
+    from typing import Any
 
     from amlp.errors import UserError
     from amlp.files import read_json, write_json
-    from amlp.params import parse_params
+    from amlp.params import RegisterParams, parse_params
     from amlp.registry import promotion
+    from amlp.registry.ledger import Overtaken
+    from amlp.registry.outcome import record_success
     from amlp.registry.tracking import connect
-
-    class Outcome(NamedTuple):
-        outcome: str
 
     registered = read_json(Path(registration.path))
     candidate = promotion.Candidate.registered(registered)
-    with connect(registered["tracking_uri"]) as client:
+    thresholds = parse_params(json.loads(params), "gate_params").gate
+
+    def decide() -> tuple[dict[str, Any], bool]:
+        reference = promotion.find_reference(client, candidate)
+        print(f"The candidate has to beat {f'version {reference}' if reference else 'the model from scratch'}.")
+        found = promotion.decided_before(
+            client, candidate, reference=reference, params=thresholds, scratch=Path(scratch.path)
+        )
+        if found:
+            # Not carried out again: a rollback may have come after it.
+            return found, True
         found = promotion.judge(
             client,
             candidate,
             reference=reference,
-            params=parse_params(json.loads(params), "params").gate,
+            params=thresholds,
             ingest=Path(cases.path),
             shards=Path(shards.path),
             scratch=Path(scratch.path),
-        )
-        record = found.as_dict()
-        if found.outcome != "promote":
-            promotion.conclude(client, candidate, record, reference=reference)
+        ).as_dict()
+        promotion.conclude(client, candidate, found, reference=reference)
+        return found, False
+
+    with connect(registered["tracking_uri"]) as client:
+        try:
+            record, before = decide()
+        except Overtaken as error:
+            # Another run's candidate is champion since: it is the one to beat.
+            print(f"{error}\nJudging again.")
+            record, before = decide()
+        promotion.settle(client, candidate.name)
     write_json(Path(decision.path), record)
-    decision.metadata.update(outcome=found.outcome, reason=found.reason, explanation=found.explanation)
-    print(f"{found.outcome} ({found.reason}): {found.explanation}")
-    if found.reason == "unreadable_model":
-        # Written down, and not for the cache: storage that does not answer looks the same, and may answer tomorrow.
-        raise UserError(f"{found.outcome} ({found.reason}): {found.explanation}")
-    return Outcome(found.outcome)
-
-
-@stage
-def conclude(
-    params: str,
-    data_uri: str,
-    data_md5: str,
-    data_rev: str,
-    git_commit: str,
-    reference: str,
-    decision: Input[Artifact],
-    registration: Input[Artifact],
-) -> None:
-    """Make the candidate the champion if the gate says so, and record in MLflow that the pipeline run succeeded.
-
-    Args:
-        params: JSON of all parameters.
-        data_uri: of the images in DVC's remote; empty for generated images, as data_md5 and data_rev.
-        reference: version that the candidate was judged against; empty without one.
-    """
-    import json
-    from pathlib import Path
-
-    from amlp.files import read_json
-    from amlp.params import parse_params
-    from amlp.registry import promotion
-    from amlp.registry.outcome import record_success
-    from amlp.registry.tracking import connect
-
-    registered, judged = read_json(Path(registration.path)), read_json(Path(decision.path))
-    if judged["outcome"] == "promote":
-        with connect(registered["tracking_uri"]) as client:
-            candidate = promotion.Candidate.registered(registered)
-            # A decision from the cache must not undo a rollback that came after it.
-            if promotion.carried_out(client, candidate, reference=reference):
-                promotion.settle(client, candidate.name)
-                print(f"{candidate} was promoted by this decision before; the champion stays as it is.")
-            else:
-                promotion.conclude(client, candidate, judged, reference=reference)
-    tags = {"source_uri": data_uri, "source_md5": data_md5, "source_rev": data_rev, "git_commit": git_commit}
-    settings = parse_params(json.loads(params), "params")
-    run_id = record_success(params=settings.register_, tags={name: value for name, value in tags.items() if value})
-    print(f"{judged['outcome']}: recorded in MLflow run {run_id}")
+    decision.metadata.update({key: record[key] for key in ("outcome", "reason", "explanation")})
+    said = f"{record['outcome']} ({record['reason']}): {record['explanation']}"
+    print(f"{said}{' As decided before.' if before else ''}")
+    if record["reason"] == "unreadable_model":
+        # Storage that does not answer looks the same.
+        raise UserError(said)
+    where = RegisterParams(tracking_uri=registered["tracking_uri"], experiment=registered["experiment"])
+    tags = {**registered["source"], "source_rev": data_rev}
+    run_id = record_success(params=where, tags={name: value for name, value in tags.items() if value})
+    print(f"Recorded in MLflow run {run_id}")
+    return str(record["outcome"])

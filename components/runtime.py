@@ -6,6 +6,8 @@ who outlives them and says what happened, which Kubeflow keeps of none of them. 
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import re
 import signal
@@ -13,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -33,6 +35,23 @@ PAUSES = (15.0, 60.0)
 GRACE = 25.0
 # How often Kubernetes killed a process of this container for lack of memory: cgroup 2 and 1.
 _MEMORY_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a task, as the container's command: the component's module, its function, and Kubeflow's input as JSON."""
+    module, name, given = sys.argv[1:] if argv is None else argv
+    # kfp's decorators then leave functions as they are.
+    os.environ["_KFP_RUNTIME"] = "true"
+    from kfp.dsl.executor import Executor
+
+    function = getattr(import_module(module), name)
+
+    def call(**inputs: Any) -> Any:
+        return run_task(module, name, inputs)
+
+    # kfp asks the function what its arguments are.
+    call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    Executor(executor_input=json.loads(given), function_to_execute=call).execute()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ KEYS = {
     "pretrain_params": ("seed", "encoder", "pretrain", "preprocess.height", "preprocess.width"),
     "finetune_params": ("seed", "encoder", "finetune", "preprocess.height", "preprocess.width"),
     "evaluate_params": ("seed", "evaluate"),
+    "gate_params": ("gate",),
 }
 _SQLITE = "sqlite:///"
 

@@ -29,10 +29,7 @@ class Resources(Section):
     preprocess: TaskResources = TaskResources(cpu="2", memory="16Gi", hours=6)
     evaluate: TaskResources = TaskResources(cpu="2", memory="8Gi", hours=6)
     register_: TaskResources = Field(default=TaskResources(), alias="register")
-    report: TaskResources = TaskResources()
-    find_reference: TaskResources = TaskResources(memory="2Gi")
     gate: TaskResources = TaskResources(cpu="2", memory="8Gi", hours=6)
-    conclude: TaskResources = TaskResources()
     record_outcome: TaskResources = TaskResources(memory="2Gi")
     # Of a training's pod, unless `--cpu` and `--memory` say otherwise; hours are `--deadline-hours`.
     training: TaskResources = TaskResources(cpu="4", memory="24Gi", hours=24)

@@ -15,7 +15,7 @@ from typing import Any
 
 TASKS = (
     "pull-data", "ingest", "validate", "preprocess", "pretrain", "scratch", "finetune", "evaluate", "register",
-    "report", "find-reference", "gate", "conclude", "record-outcome",
+    "gate", "record-outcome",
 )  # fmt: skip
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 UNREPORTED, NOT_RUN = "not reported by Kubeflow", "not run"

@@ -12,14 +12,13 @@ from kfp import dsl
 from amlp.cluster.training import SETTINGS, ClusterParams
 from components.evaluate import evaluate
 from components.finetune import finetune, scratch
-from components.gate import conclude, find_reference, gate
+from components.gate import gate
 from components.ingest import ingest
 from components.preprocess import preprocess
 from components.pretrain import pretrain
 from components.pull_data import pull_data
 from components.record_outcome import record_outcome
 from components.register import register
-from components.report import report
 from components.validate import validate
 from pipelines.pods import launches, on_gpu, place
 from pipelines.resources import Resources, TaskResources
@@ -51,7 +50,7 @@ def training_pipeline(
     """
     cluster, resources = cluster or ClusterParams(), resources or Resources()
     # GPUs are an input: a model trained on one is another than a model trained without.
-    settings = cluster.model_dump_json(exclude={"gpus", "cpu", "memory"})
+    settings = cluster.model_dump_json(exclude={"gpus", "cpu", "memory"}, exclude_defaults=True)
 
     def put(task: dsl.PipelineTask, pod: TaskResources | None = None) -> dsl.PipelineTask:
         if not cached or task.name in fresh:
@@ -66,6 +65,7 @@ def training_pipeline(
         pretrain_params: str,
         finetune_params: str,
         evaluate_params: str,
+        gate_params: str,
         params: str,
         git_commit: str,
         data_repo: str = "",
@@ -85,6 +85,7 @@ def training_pipeline(
             pretrain_params: JSON of the parameters of stage pretrain.
             finetune_params: JSON of the parameters of the stages finetune and scratch.
             evaluate_params: JSON of the parameters of stage evaluate.
+            gate_params: JSON of the gate's thresholds.
             params: JSON of all parameters, for the stages register and report.
             git_commit: of the code, so that other code runs anew; with "-dirty" behind it when files differ from it.
             data_repo: git address of the DVC repository that holds the images; empty for generated ones.
@@ -132,38 +133,23 @@ def training_pipeline(
                 data_uri=uri,
                 data_md5=md5,
                 git_commit=git_commit,
+                share=share,
                 cases=cases,
                 **found,
             )
-            reported = report(params=params, share=share, registration=registered.outputs["registration"], **found)
-            registration = registered.outputs["registration"]
-            champion = put(find_reference(registration=registration))
-            # Another champion since: the cache does not know of it.
-            champion.set_caching_options(False)
-            reference = champion.outputs["Output"]
+            # The last of all, for it says that every other task succeeded.
             judged = gate(
-                params=params,
-                reference=reference,
+                params=gate_params,
+                data_rev=data_rev,
                 cases=cases,
                 shards=shards,
                 scratch=models["scratch"],
-                registration=registration,
+                registration=registered.outputs["registration"],
             )
-            for task in (ingested, validation, packed, evaluated, registered, reported, judged):
+            for task in (ingested, validation, packed, evaluated, registered, judged):
                 put(task)
-            concluded = conclude(
-                params=params,
-                data_uri=uri,
-                data_md5=md5,
-                data_rev=data_rev,
-                git_commit=git_commit,
-                reference=reference,
-                decision=judged.outputs["decision"],
-                registration=registration,
-            )
-            # The last of all: it says that every other task succeeded.
-            put(concluded.after(reported))
-            concluded.set_caching_options(False)
+            # Another champion since: the cache does not know of it.
+            judged.set_caching_options(False)
 
     return training
 

@@ -461,8 +461,8 @@ def probes(objects: list[Object]) -> list[str]:
         for found in of_kind(objects, "Deployment", "StatefulSet")
         for name, container in containers([found])
         for probe in ("startupProbe", "readinessProbe", "livenessProbe")
-        # Nobody asks it anything, and what it waits for has a limit.
-        if name_of(found) != SWEEPER and probe not in container
+        # Nobody asks the sweeper anything, and what it waits for has a limit; init containers end.
+        if name_of(found) != SWEEPER and "ports" in container and probe not in container
     ]
 
 

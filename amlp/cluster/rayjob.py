@@ -1,6 +1,6 @@
 r"""Submit a RayJob, watch it to its end, and delete it whatever happens.
 
-    python -m amlp.cluster.rayjob --template k8s/base/rayjob.yaml --image IMAGE --run-id RUN --task pretrain \
+    python -m amlp.cluster.rayjob --template k8s/base/runs/rayjob.yaml --image IMAGE --run-id RUN --task pretrain \
         --workers 2 --gpus 1 -- python -m amlp.cluster.stage pretrain ...
 
 The service account needs create, get and delete on rayjobs.ray.io and get on pods/log, nothing else. The head is the
@@ -220,7 +220,7 @@ def load_template(path: Path) -> dict[str, Any]:
         UserError: it is missing, or no RayJob with a head and one group of workers.
     """
     if not path.is_file():
-        raise UserError(f"{path}: not found; expected the RayJob template, such as k8s/base/rayjob.yaml.")
+        raise UserError(f"{path}: not found; expected the RayJob template, such as k8s/base/runs/rayjob.yaml.")
     try:
         template = yaml.safe_load(path.read_text(encoding="utf-8"))
         cluster = template["spec"]["rayClusterSpec"]

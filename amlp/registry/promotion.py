@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from amlp.files import sha256
 from amlp.params import GateParams
 from amlp.registry.decision import Decision, FrozenSplit, Model, Side
 from amlp.registry.gate import decide, refuse
-from amlp.registry.ledger import CHAMPION, Entry, History, append, read_history, settle
+from amlp.registry.ledger import CHAMPION, Entry, History, Overtaken, append, read_history, settle
 from amlp.registry.tracking import import_mlflow
 
 if TYPE_CHECKING:
@@ -179,8 +181,8 @@ def conclude(
         The line of the history; None where the candidate is champion already, as when a task is tried again.
 
     Raises:
-        Overtaken: somebody else's promotion came first.
-        UserError: the decision is about another candidate, or there is another champion than it was judged against.
+        Overtaken: somebody else's promotion came first: there is another champion than it was judged against.
+        UserError: the decision is about another candidate.
     """
     registered = client.get_model_version(candidate.name, candidate.version)
     if record["challenger"] != {"name": str(candidate), "digest": registered.tags["model_sha256"]}:
@@ -192,7 +194,7 @@ def conclude(
         if champion == candidate.version:
             return None
         if champion != reference:
-            raise UserError(
+            raise Overtaken(
                 f"{candidate} was judged against {f'version {reference}' if reference else 'the model from scratch'}, "
                 f"and the champion is now {f'version {champion}' if champion else 'none'}: let it be judged again."
             )
@@ -210,12 +212,40 @@ def conclude(
     return entry
 
 
-def carried_out(client: MlflowClient, candidate: Candidate, *, reference: str) -> bool:
-    """Whether the candidate was promoted before against this reference, and may have been rolled back since."""
-    return any(
-        entry.action == "promote" and not entry.void and (entry.version, entry.before) == (candidate.version, reference)
-        for entry in read_history(client, candidate.name).entries
-    )
+def decided_before(
+    client: MlflowClient, candidate: Candidate, *, reference: str, params: GateParams, scratch: Path
+) -> dict[str, Any] | None:
+    """Find what was decided before about the same candidate, opponent and thresholds.
+
+    Args:
+        client: of the registry, within `tracking.connect`.
+        candidate: that may become champion.
+        reference: version of the champion, as `find_reference` finds it; empty where there is none.
+        params: thresholds.
+        scratch: folder of the model from scratch.
+
+    Returns:
+        `Decision.as_dict()`; None where nothing was decided, or a model could not be read then.
+
+    Raises:
+        UserError: the record is not the one that the history is about.
+    """
+    mlflow = import_mlflow()
+    for entry in reversed(read_history(client, candidate.name).entries):
+        if entry.void or (entry.version, entry.before) != (candidate.version, reference) or entry.action == "rollback":
+            continue
+        text = mlflow.artifacts.load_text(entry.record)
+        if (digest := hashlib.sha256(text.encode()).hexdigest()) != entry.record_sha256:
+            raise UserError(f"{entry.record}: SHA-256 {digest}, the history says {entry.record_sha256}.")
+        record: dict[str, Any] = json.loads(text)["gate"]
+        opponent = None if reference else sha256(scratch / _WEIGHTS)
+        if (
+            record["reason"] != "unreadable_model"
+            and record["thresholds"] == params.model_dump()
+            and opponent in (None, record["reference"]["digest"])
+        ):
+            return record
+    return None
 
 
 def rollback(

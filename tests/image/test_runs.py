@@ -118,7 +118,7 @@ def test_kubeflows_tasks_write_the_bytes_of_the_command(
 
 
 def test_a_ray_head_runs_a_job_and_shows_its_log(images: Images, project: Path) -> None:
-    template = yaml.safe_load((project / "k8s/base/rayjob.yaml").read_text(encoding="utf-8"))
+    template = yaml.safe_load((project / "k8s/base/runs/rayjob.yaml").read_text(encoding="utf-8"))
     containers = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
     head, job_log = containers
     environment = {entry["name"]: entry["value"] for entry in head["env"]}

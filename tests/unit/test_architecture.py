@@ -210,7 +210,7 @@ def test_the_images_are_as_quiet_as_the_command() -> None:
 
 def test_every_image_that_is_named_is_a_target_of_the_dockerfile() -> None:
     targets = set(re.findall(r"^FROM \S+ AS (\S+)$", (PROJECT / "Dockerfile").read_text(), flags=re.MULTILINE))
-    places = ["components/common.py", "k8s/base/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"]
+    places = ["components/common.py", "k8s/base/runs/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"]
     named = set().union(*(re.findall(r"\bamlp-(\w+):\d", (PROJECT / place).read_text()) for place in places))
     assert named == {"train", "stages", "pipeline"} and named <= targets
     built = re.search(r"^IMAGES := (.*)$", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE)

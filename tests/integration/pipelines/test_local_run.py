@@ -31,7 +31,7 @@ from pipelines.local import (
 from pipelines.servers import MlflowServer, S3Server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-EVERYTHING = {*kfp_stages(), "pull-data", "gate", *NEVER_CACHED}
+EVERYTHING = {*kfp_stages(), "pull-data", *NEVER_CACHED}
 # One process for all stages, for importing torch takes longer than they do.
 RUN_STAGES = """
 import sys
@@ -163,7 +163,7 @@ def test_pipeline_and_mlflow_lead_to_each_other(first: Run, platform: Platform) 
     [parent] = [run for run in parents if run.data.tags["pipeline_run"] == first.id]
     assert parent.info.status == "FINISHED" and parent.data.tags["pipeline_outcome"] == "SUCCEEDED"
     assert parent.data.tags["pipeline_run_url"].endswith(f"#/runs/details/{first.id}")
-    page = (first.tasks["register"] / "page").read_text(encoding="utf-8")
+    page = (first.tasks["register"] / "links").read_text(encoding="utf-8")
     assert f"/#/runs/{parent.info.run_id}" in page and "pipeline-segmenter version 1" in page
 
 
@@ -172,7 +172,7 @@ def test_the_report_is_a_page_of_the_run_and_in_s3(first: Run, platform: Platfor
 
     from mlflow import MlflowClient
 
-    page = (first.tasks["report"] / "page").read_bytes()
+    page = (first.tasks["register"] / "page").read_bytes()
     assert page.lstrip().lower().startswith(b"<!doctype html>")
     client = MlflowClient(tracking_uri=platform.params.register_.tracking_uri)
     parent = read_json(first.tasks["register"] / "registration")["parent_run_id"]

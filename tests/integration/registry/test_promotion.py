@@ -21,9 +21,9 @@ from amlp.models.checkpoint import save
 from amlp.params import Params, parse_params
 from amlp.registry.decision import Decision
 from amlp.registry.ledger import Entry, read_history
-from amlp.registry.promotion import Candidate, carried_out, conclude, find_reference, judge, rollback
+from amlp.registry.promotion import Candidate, conclude, decided_before, find_reference, judge, rollback
 from amlp.registry.register import register
-from amlp.registry.tracking import connect
+from amlp.registry.tracking import connect, import_mlflow
 from tests.stage_outputs import write_stage_outputs
 
 GOOD, BAD = -20.0, 20.0
@@ -69,6 +69,10 @@ class Registry:
 
     def conclude(self, candidate: Candidate, record: dict[str, Any], reference: str = "") -> Entry | None:
         return conclude(self.client, candidate, record, reference=reference)
+
+    def decided(self, candidate: Candidate, reference: str) -> dict[str, Any] | None:
+        scratch = self.root / "models/scratch"
+        return decided_before(self.client, candidate, reference=reference, params=self.params.gate, scratch=scratch)
 
     def challenge(self, bias: float) -> Decision:
         """Register a model, judge it, and promote it if it may be, as the pipeline does."""
@@ -182,16 +186,42 @@ def test_another_test_split_is_refused(registry: Registry) -> None:
     assert registry.judge(registry.register(GOOD - 1)).reason == "other_data"
 
 
-def test_a_decision_that_was_carried_out_is_known_after_a_rollback(registry: Registry) -> None:
-    """A pipeline run that takes it from the cache must not promote the version again."""
+def test_a_decision_is_known_after_a_rollback_and_only_for_what_it_was_about(registry: Registry) -> None:
+    """A pipeline run whose other tasks come from the cache must not promote the version again."""
     registry.scratch(BAD - 1)
     registry.challenge(GOOD)
     second = registry.register(GOOD - 1)
-    assert not carried_out(registry.client, second, reference="1")
+    assert registry.decided(second, "1") is None
     decision = registry.judge(second).as_dict() | {"outcome": "promote"}
     registry.conclude(second, decision, "1")
-    assert carried_out(registry.client, second, reference="1") and registry.aliases["champion"] == "2"
+    assert registry.decided(second, "1") == decision and registry.aliases["champion"] == "2"
     rollback(registry.client, second.name, reason="worse on the new scanner")
     assert registry.aliases["champion"] == "1" and find_reference(registry.client, second) == "1"
-    assert carried_out(registry.client, second, reference="1")
-    assert not carried_out(registry.client, second, reference="")
+    assert registry.decided(second, "1") == decision
+    # Another opponent, other thresholds.
+    assert registry.decided(second, "") is None
+    registry.params = parse_params({**registry.params.model_dump(by_alias=True), "gate": {"min_groups": 4}}, "test")
+    assert registry.decided(second, "1") is None
+
+
+def test_another_model_from_scratch_or_an_unreadable_one_is_judged_again(registry: Registry) -> None:
+    first = registry.register(GOOD)
+    decision = registry.judge(first).as_dict()
+    registry.conclude(first, decision)
+    assert registry.decided(first, "") == decision
+    registry.scratch(GOOD - 1)
+    assert registry.decided(first, "") is None
+    registry.scratch(BAD)
+    registry.conclude(first, decision | {"outcome": "refuse", "reason": "unreadable_model"})
+    assert registry.decided(first, "") == decision
+
+
+def test_a_record_that_was_changed_is_no_decision(registry: Registry) -> None:
+    first = registry.register(GOOD)
+    entry = registry.conclude(first, registry.judge(first).as_dict() | {"outcome": "keep"})
+    assert entry
+    run_id, _, file = entry.record.removeprefix("runs:/").partition("/")
+    text = import_mlflow().artifacts.load_text(entry.record)
+    registry.client.log_text(run_id, text.replace('"keep"', '"promote"'), file)
+    with pytest.raises(UserError, match="the history says"):
+        registry.decided(first, "")

@@ -326,7 +326,7 @@ def test_a_queue_that_the_template_names_may_suspend_too(api: KubeApi, project: 
     assert api.deleted
     api.statuses = [suspended]
     with pytest.raises(rayjob.JobSuspended):
-        run(api, template=project / "k8s/base/rayjob.yaml")
+        run(api, template=project / "k8s/base/runs/rayjob.yaml")
     assert api.deleted
 
 

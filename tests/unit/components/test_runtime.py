@@ -234,28 +234,46 @@ def test_mounted_settings_become_variables_unless_they_are_set(tmp_path: Path, m
     load_settings(tmp_path / "absent")
 
 
-def test_what_is_sent_is_a_call(project: Path, tmp_path: Path) -> None:
-    """And works in a process as kfp starts it, where the decorators of kfp are absent."""
-    source = tmp_path / "shapes.py"
-    source.write_text(
+def test_a_task_names_its_function_and_runs_it(project: Path, tmp_path: Path) -> None:
+    """In a process as Kubeflow starts it, where the decorators of kfp are absent."""
+    (tmp_path / "shapes.py").write_text(
+        "from kfp.dsl import Artifact, Output\n"
         "from components.common import stage\n\n"
         "def squared(x: int) -> int:\n    return x * x\n\n"
-        '@stage\ndef area(side: int) -> int:\n    """Compute an area.\n\n    Args:\n        side: cm.\n    """\n'
+        "@stage\n"
+        "def area(side: int, drawing: Output[Artifact]) -> int:\n"
+        '    """Compute an area.\n\n    Args:\n        side: cm.\n    """\n'
+        "    drawing.metadata['side'] = side\n"
+        "    with open(drawing.path, 'w') as file:\n        file.write('square')\n"
         "    return squared(side)\n"
     )
     code = (
         "import shapes, json\n"
         "c = shapes.area.component_spec\n"
-        "print(json.dumps([c.description, c.implementation.container.command[-1]]))"
+        "print(json.dumps([c.description, c.implementation.container.command, "
+        "[str(part) for part in c.implementation.container.args]]))"
     )
     environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{tmp_path}"}
     compiled = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    description, sent = json.loads(compiled.stdout)
-    assert description == "Compute an area." and "squared" not in sent and len(sent) < 400
-    run = f"{sent}\nprint(area(7))"
-    environment["_KFP_RUNTIME"] = "true"
-    done = subprocess.run([sys.executable, "-c", run], env=environment, capture_output=True, text=True)
-    assert done.stdout == "49\n", done.stderr
+    description, command, arguments = json.loads(compiled.stdout)
+    assert description == "Compute an area." and "squared" not in compiled.stdout
+    assert len(json.dumps([command, arguments])) < 200
+    drawing = {"name": "d", "type": {"schemaTitle": "system.Artifact"}, "uri": f"{tmp_path}/drawing", "metadata": {}}
+    given = {
+        "inputs": {"parameterValues": {"side": 7}},
+        "outputs": {
+            "parameters": {"Output": {"outputFile": str(tmp_path / "result")}},
+            "artifacts": {"drawing": {"artifacts": [drawing]}},
+            "outputFile": str(tmp_path / "output.json"),
+        },
+    }
+    words = [part if part != "{{$}}" else json.dumps(given) for part in [*command, *arguments]]
+    done = subprocess.run([sys.executable, *words[1:]], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "output.json").read_text())
+    assert written["parameterValues"] == {"Output": 49}
+    [found] = written["artifacts"]["drawing"]["artifacts"]
+    assert found["metadata"]["side"] == 7 and found["metadata"]["contents"].startswith("area: 1 file, 6 bytes, ")
 
 
 def test_a_component_within_a_task_is_its_function(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_mlflow_knows_its_environment_variables(objects: list[Object]):
 
 def test_the_templates_are_plain_yaml(project: Path):
     """Anchors load as one object in two places, and a change to one would be a change to both."""
-    for path in ("k8s/base/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"):
+    for path in ("k8s/base/runs/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"):
         tokens = list(yaml.scan((project / path).read_text(encoding="utf-8")))
         assert not [token for token in tokens if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
 
@@ -184,7 +184,7 @@ def test_the_templates_are_plain_yaml(project: Path):
 def test_prods_template_is_the_bases_but_for_what_prod_adds(project: Path):
     base, prod = (
         yaml.safe_load((project / path).read_text(encoding="utf-8"))
-        for path in ("k8s/base/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml")
+        for path in ("k8s/base/runs/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml")
     )
     assert differences(base, prod) == PROD_ONLY
     worker = prod["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
@@ -218,7 +218,7 @@ def test_the_pipelines_tasks_fit_the_limits_of_the_namespace(project: Path):
             assert request <= parse_quantity(quota["spec"]["hard"][f"requests.{kind}"]), name
 
 
-@pytest.mark.parametrize("path", ["k8s/base/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"])
+@pytest.mark.parametrize("path", ["k8s/base/runs/rayjob.yaml", "k8s/overlays/prod/rayjob.yaml"])
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_the_rayjob_that_the_launcher_submits_fits_its_schema(project: Path, path: str, gpus: int):
     pytest.importorskip("kubernetes_validate")
@@ -234,7 +234,7 @@ def test_the_rayjob_that_the_launcher_submits_fits_its_schema(project: Path, pat
 
 
 def test_overlays_carry_their_template(dev: list[Object], prod: list[Object], project: Path):
-    for objects, path in ((dev, "k8s/base/rayjob.yaml"), (prod, "k8s/overlays/prod/rayjob.yaml")):
+    for objects, path in ((dev, "k8s/base/runs/rayjob.yaml"), (prod, "k8s/overlays/prod/rayjob.yaml")):
         assert data(objects, "amlp-rayjob") == {"rayjob.yaml": (project / path).read_text(encoding="utf-8")}
 
 
@@ -260,7 +260,7 @@ def test_the_schema_of_rayjobs_is_kuberays():
 
 def test_the_log_container_prints_the_jobs_log(project: Path, tmp_path: Path):
     """From the file's appearance on, and from the new file when Ray's head starts again."""
-    template = yaml.safe_load((project / "k8s/base/rayjob.yaml").read_text(encoding="utf-8"))
+    template = yaml.safe_load((project / "k8s/base/runs/rayjob.yaml").read_text(encoding="utf-8"))
     _, container = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
     program = [*container["command"][:2], container["command"][2].replace("/tmp/ray", str(tmp_path))]
     if subprocess.run(["tail", "--version"], capture_output=True, check=False).returncode:

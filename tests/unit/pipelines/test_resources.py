@@ -19,7 +19,7 @@ def cores(text: str) -> float:
 
 def test_small_lets_two_tasks_run_on_a_node_of_two_cores() -> None:
     small = PRESETS["small"]
-    for task in ("ingest", "preprocess", "evaluate", "gate", "register", "report", "validate", "training"):
+    for task in ("ingest", "preprocess", "evaluate", "gate", "register", "validate", "training"):
         asked = small.of(task)
         assert cores(asked.cpu) <= 0.5 and int(asked.memory.removesuffix("Gi")) <= 4, task
         assert asked.hours == PRESETS["standard"].of(task).hours
@@ -27,10 +27,10 @@ def test_small_lets_two_tasks_run_on_a_node_of_two_cores() -> None:
 
 def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
-    file.write_text("ingest: {memory: 4Gi}\nfind-reference: {cpu: 200m}\n")
+    file.write_text("ingest: {memory: 4Gi}\npull-data: {cpu: 200m}\n")
     found = load_resources(str(file))
     assert found.of("ingest") == TaskResources(cpu="2", memory="4Gi", hours=6)
-    assert found.of("find-reference").cpu == "200m"
+    assert found.of("pull-data").cpu == "200m"
     assert found.of("gate") == PRESETS["standard"].of("gate")
     file.write_text("")
     assert load_resources(str(file)) == load_resources("standard")
