@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ def _cluster(args: argparse.Namespace) -> ClusterParams:
     from amlp.cluster.training import ClusterParams
     from amlp.params import parse_section
 
+    resources = _resources(args)
     settings = {
         "launcher": args.launcher,
         "work": args.work,
@@ -64,8 +66,13 @@ def _cluster(args: argparse.Namespace) -> ClusterParams:
         "owner": args.owner,
         "queue": args.queue,
         "gpus": args.gpus,
-        "cpu": args.cpu or _resources(args).training.cpu,
-        "memory": args.memory or _resources(args).training.memory,
+        "cpu": args.cpu or resources.training.cpu,
+        "memory": args.memory or resources.training.memory,
+        "head": dict(resources.ray_head),
+        "worker": {
+            "cpu": args.cpu or resources.ray_worker.cpu,
+            "memory": args.memory or resources.ray_worker.memory,
+        },
         "node_selector": _pairs(args.node_selector),
         "tolerations": [_json(text) for text in args.toleration],
         "deadline_hours": args.deadline_hours,
@@ -190,28 +197,37 @@ def _kubeflow(args: argparse.Namespace) -> Iterator[tuple[Any, str | None]]:
 
 def _submit(args: argparse.Namespace) -> int:
     from pipelines.compile import write_pipeline
+    from pipelines.sync import end_of
 
     arguments, fixed = _arguments(args)
     with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as (client, namespace):
         package = Path(folder, "training.yaml")
         write_pipeline(package, **fixed)
-        run = client.create_run_from_pipeline_package(
-            str(package),
-            arguments=arguments,
-            run_name=args.name,
-            experiment_name=args.experiment,
-            namespace=namespace,
-            service_account=args.service_account,
-        )
-        print(f"Run {run.run_id}")
-        return _watch(client, run.run_id, args) if args.wait else 0
+        for left in range(args.resubmit, -1, -1):
+            run = client.create_run_from_pipeline_package(
+                str(package),
+                arguments=arguments,
+                run_name=args.name,
+                experiment_name=args.experiment,
+                namespace=namespace,
+                service_account=args.service_account,
+            )
+            print(f"Run {run.run_id}", file=sys.stderr if args.json else sys.stdout, flush=True)
+            if not (args.wait or args.resubmit):
+                return 0
+            code = _watch(client, run.run_id, args)
+            if code == 0 or not left or end_of(_get(client, run.run_id)) != "FAILED":
+                return code
+            print(f"Submitting again, {left} times at most; finished tasks come from the cache.", file=sys.stderr)
+    raise AssertionError
 
 
 def _schedule(args: argparse.Namespace) -> int:
     from pipelines.compile import write_pipeline
-    from pipelines.cron import check_cron
+    from pipelines.cron import next_times
 
-    check_cron(args.cron)
+    # Kubeflow's clock, unless its controller is set to another zone.
+    times = next_times(args.cron, datetime.now(UTC))
     arguments, fixed = _arguments(args, follow=True)
     with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as (client, namespace):
         package = Path(folder, "training.yaml")
@@ -229,6 +245,7 @@ def _schedule(args: argparse.Namespace) -> int:
             service_account=args.service_account,
         )
     print(f"Schedule {made.recurring_run_id}: {args.cron}")
+    print(f"Next, in UTC: {', '.join(f'{time:%a %Y-%m-%d %H:%M:%S}' for time in times)}")
     return 0
 
 
@@ -359,8 +376,12 @@ def build_parser() -> argparse.ArgumentParser:
         add("--gpus", type=int, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)")
         text = "of every task's pod: standard, small, or a YAML file (default: standard)"
         add("--resources", default="standard", metavar="NAME", help=text)
-        add("--cpu", metavar="N", help="of a training's pod (default: what --resources says)")
-        add("--memory", metavar="SIZE", help="of a training's pod (default: what --resources says)")
+        add("--cpu", metavar="N", help="of a training's pod, or of each Ray worker (default: what --resources says)")
+        add(
+            "--memory",
+            metavar="SIZE",
+            help="of a training's pod, or of each Ray worker (default: what --resources says)",
+        )
         add("--node-selector", action="append", default=[], metavar="KEY=VALUE", help="may be given several times")
         add("--toleration", action="append", default=[], metavar="JSON", help="may be given several times")
         add("--queue", default="", help="of Kueue, for RayJobs")
@@ -392,6 +413,8 @@ def build_parser() -> argparse.ArgumentParser:
     run_options(added)
     added.add_argument("--wait", action="store_true", help="until it ends; exit code 1 when it fails")
     added.add_argument("--json", action="store_true", help="with --wait: print how it ended as JSON")
+    added.add_argument("--resubmit", type=int, default=0, metavar="N",
+                       help="wait, and submit it again when it fails, N times at most")  # fmt: skip
     added = command("schedule", _schedule, "run it again and again, each time with the data as they are then")
     added.add_argument("cron", help='when, with seconds first: "0 0 3 * * 1" is Mondays at 3')
     run_options(added)

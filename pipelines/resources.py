@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import Field
 
-from amlp.cluster.training import Cpu, Memory
+from amlp.cluster.training import Asked, Cpu, Memory
 from amlp.errors import UserError
 from amlp.params import PositiveFloat, Section, parse_section
 
@@ -33,8 +33,10 @@ class Resources(Section):
     record_outcome: TaskResources = TaskResources(memory="2Gi")
     # Of a training's pod, unless `--cpu` and `--memory` say otherwise; hours are `--deadline-hours`.
     training: TaskResources = TaskResources(cpu="4", memory="24Gi", hours=24)
-    # Of a task that launches a RayJob.
+    # Of a task that launches a RayJob, and of the pods of its Ray cluster; empty for what the template says.
     launcher: TaskResources = TaskResources()
+    ray_head: Asked = Asked()
+    ray_worker: Asked = Asked()
 
     def of(self, task: str) -> TaskResources:
         """Return those of a task by its name in the pipeline."""
@@ -45,10 +47,15 @@ class Resources(Section):
 
 def _small() -> Resources:
     values = Resources().model_dump(by_alias=True)
-    for entry in values.values():
+    for name, entry in values.items():
+        if name.startswith("ray_"):
+            continue
         # Two tasks run at a time on a node of 2 cores and 8 GiB; PyTorch alone takes 1 GiB.
         entry |= {"cpu": "300m", "memory": "2Gi" if entry["memory"] == "2Gi" else "3Gi"}
     values["training"] |= {"cpu": "500m", "memory": "4Gi"}
+    # A head and one worker, beside the task that launches them.
+    values["ray_head"] = {"cpu": "300m", "memory": "2Gi"}
+    values["ray_worker"] = {"cpu": "500m", "memory": "3Gi"}
     return Resources.model_validate(values)
 
 
