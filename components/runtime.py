@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def call(**inputs: Any) -> Any:
         return run_task(module, name, inputs)
 
-    # kfp asks the function what its arguments are.
+    # kfp asks the function what its arguments are, in both ways.
     call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    call.__annotations__ = inspect.get_annotations(function)
     Executor(executor_input=json.loads(given), function_to_execute=call).execute()
 
 

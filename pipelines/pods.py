@@ -32,11 +32,12 @@ def place(task: dsl.PipelineTask, pod: TaskResources, *, record: str = "") -> ds
         record: where its error is recorded, see `amlp.environment.RECORD`; empty for nowhere.
     """
     task.set_cpu_request(pod.cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
-    # Under Kubeflow's own configuration, for pods that vanish alone: a drained node, a deleted pod. The maximum counts
+    # Under Kubeflow's own configuration, for pods that vanish alone: a drained node, a deleted pod. Argo also waits for
+    # the first pause where no try follows. The maximum counts
     # from the first start and is the last try's deadline, so it covers all tries at their full length.
     seconds = int(pod.hours * 3600)
     longest = (_RETRIES + 1) * seconds + 3600
-    task.set_retry(num_retries=_RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=f"{longest}s")
+    task.set_retry(num_retries=_RETRIES, backoff_duration="5s", backoff_factor=2.0, backoff_max_duration=f"{longest}s")
     kubernetes.set_timeout(task, seconds=seconds)
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
     kubernetes.use_config_map_as_volume(task, _SETTINGS, f"{SETTINGS_FOLDER}/{_SETTINGS}", optional=True)

@@ -237,16 +237,17 @@ def test_mounted_settings_become_variables_unless_they_are_set(tmp_path: Path, m
 def test_a_task_names_its_function_and_runs_it(project: Path, tmp_path: Path) -> None:
     """In a process as Kubeflow starts it, where the decorators of kfp are absent."""
     (tmp_path / "shapes.py").write_text(
-        "from kfp.dsl import Artifact, Output\n"
+        "from kfp.dsl import Artifact, Input, Output\n"
         "from components.common import stage\n\n"
         "def squared(x: int) -> int:\n    return x * x\n\n"
         "@stage\n"
-        "def area(side: int, drawing: Output[Artifact]) -> int:\n"
+        "def area(side: int, scale: Input[Artifact], drawing: Output[Artifact]) -> int:\n"
         '    """Compute an area.\n\n    Args:\n        side: cm.\n    """\n'
         "    drawing.metadata['side'] = side\n"
         "    with open(drawing.path, 'w') as file:\n        file.write('square')\n"
-        "    return squared(side)\n"
+        "    return squared(side) * int(open(scale.path).read())\n"
     )
+    (tmp_path / "scale").write_text("2")
     code = (
         "import shapes, json\n"
         "c = shapes.area.component_spec\n"
@@ -258,12 +259,16 @@ def test_a_task_names_its_function_and_runs_it(project: Path, tmp_path: Path) ->
     description, command, arguments = json.loads(compiled.stdout)
     assert description == "Compute an area." and "squared" not in compiled.stdout
     assert len(json.dumps([command, arguments])) < 200
-    drawing = {"name": "d", "type": {"schemaTitle": "system.Artifact"}, "uri": f"{tmp_path}/drawing", "metadata": {}}
+
+    def artifact(name: str) -> dict[str, Any]:
+        found = {"name": name, "type": {"schemaTitle": "system.Artifact"}, "uri": f"{tmp_path}/{name}", "metadata": {}}
+        return {"artifacts": [found]}
+
     given = {
-        "inputs": {"parameterValues": {"side": 7}},
+        "inputs": {"parameterValues": {"side": 7}, "artifacts": {"scale": artifact("scale")}},
         "outputs": {
             "parameters": {"Output": {"outputFile": str(tmp_path / "result")}},
-            "artifacts": {"drawing": {"artifacts": [drawing]}},
+            "artifacts": {"drawing": artifact("drawing")},
             "outputFile": str(tmp_path / "output.json"),
         },
     }
@@ -271,7 +276,7 @@ def test_a_task_names_its_function_and_runs_it(project: Path, tmp_path: Path) ->
     done = subprocess.run([sys.executable, *words[1:]], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "output.json").read_text())
-    assert written["parameterValues"] == {"Output": 49}
+    assert written["parameterValues"] == {"Output": 98}
     [found] = written["artifacts"]["drawing"]["artifacts"]
     assert found["metadata"]["side"] == 7 and found["metadata"]["contents"].startswith("area: 1 file, 6 bytes, ")
 
