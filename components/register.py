@@ -15,7 +15,7 @@ def register(
     data_md5: str,
     git_commit: str,
     share: str,
-    cases: Input[Dataset],
+    data: str,
     validated: Input[Dataset],
     shards: Input[Dataset],
     encoder: Input[Model],
@@ -30,6 +30,7 @@ def register(
 
     Args:
         data_uri: of the images in DVC's remote, for people to find them again, as data_md5; empty for generated images.
+        data: JSON that `ingest` returns.
         share: s3://bucket/prefix to put the page in too, for readers without an account; empty for nowhere.
     """
     import json
@@ -55,7 +56,6 @@ def register(
         link_outputs(
             root,
             {
-                "data/ingest": cases.path,
                 "data/validate": validated.path,
                 "data/shards": shards.path,
                 "models/encoder": encoder.path,
@@ -64,6 +64,8 @@ def register(
                 "evaluation": evaluation.path,
             },
         )
+        ingested = json.loads(data)
+        write_json(Path(root, "data/ingest/summary.json"), ingested["summary"])
         written = Path(root, "registration.json")
         # A further try, as when the page could not be shared, registers no second version.
         earlier = Path(os.environ.get(STATE, root), "registered.json")
@@ -71,7 +73,7 @@ def register(
             shutil.copy(earlier, written)
         else:
             # Not the images' commit, which differs where they do not; the run's outcome is recorded with it.
-            found = register(params=settings, root=Path(root), tags=source)
+            found = register(params=settings, root=Path(root), data_md5=ingested["md5"], tags=source)
             write_json(written, {**found, "source": {**source, "git_commit": git_commit}})
             shutil.copy(written, earlier)
         write_links(Path(links.path), written)

@@ -33,8 +33,8 @@ def place(task: dsl.PipelineTask, pod: TaskResources, *, record: str = "") -> ds
     """
     task.set_cpu_request(pod.cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
     # Under Kubeflow's own configuration, for pods that vanish alone: a drained node, a deleted pod. Argo also waits for
-    # the first pause where no try follows. The maximum counts
-    # from the first start and is the last try's deadline, so it covers all tries at their full length.
+    # the first pause where no try follows. The maximum counts from the first start and is the last try's deadline, so
+    # it covers all tries at their full length.
     seconds = int(pod.hours * 3600)
     longest = (_RETRIES + 1) * seconds + 3600
     task.set_retry(num_retries=_RETRIES, backoff_duration="5s", backoff_factor=2.0, backoff_max_duration=f"{longest}s")

@@ -134,7 +134,7 @@ def training_pipeline(
                 data_md5=md5,
                 git_commit=git_commit,
                 share=share,
-                cases=cases,
+                data=ingested.outputs["Output"],
                 **found,
             )
             # The last of all, for it says that every other task succeeded.

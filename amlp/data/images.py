@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from amlp.data.packs import read_packed
 from amlp.errors import UserError
 
 # Formats that Pillow decodes by itself; others (EPS) would start a program on a file that we don't trust.
@@ -17,17 +19,25 @@ MAX_PIXELS = 50_000_000
 
 
 def _decode(path: Path, formats: tuple[str, ...]) -> NDArray[np.generic]:
-    """Return the pixels, (H, W) or (H, W, 3), uint8 or uint16; palettes resolved, alpha dropped."""
-    if not path.is_file():
+    """Return the pixels, (H, W) or (H, W, 3), uint8 or uint16; palettes resolved, alpha dropped.
+
+    A path may name an entry of an archive, see `amlp.data.packs`.
+    """
+    packed = None if path.is_file() else read_packed(path)
+    if packed is None and not path.is_file():
         raise UserError(f"{path}: no such file.")
-    if path.stat().st_size == 0:
+    if (path.stat().st_size if packed is None else len(packed)) == 0:
         raise UserError(f"{path}: the file is empty.")
+
+    def opened() -> Image.Image:
+        return Image.open(path if packed is None else io.BytesIO(packed), formats=formats)
+
     try:
         if path.suffix.lower() == ".png":
-            with Image.open(path, formats=formats) as image:
+            with opened() as image:
                 # Checks what loading does not: the checksums, and that the file goes on to its end.
                 image.verify()
-        with Image.open(path, formats=formats) as image:
+        with opened() as image:
             return _pixels(image, path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{path}: more than {MAX_PIXELS} pixels.") from error
@@ -87,11 +97,18 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return np.logical_or.reduce(lesion, axis=2)
 
 
-def write_png(path: Path, pixels: NDArray[np.generic]) -> None:
-    """Write (H, W) uint8, uint16 or bool, or (H, W, 3) uint8; equal pixels give equal bytes."""
+def png_bytes(pixels: NDArray[np.generic]) -> bytes:
+    """Encode (H, W) uint8, uint16 or bool, or (H, W, 3) uint8 as PNG; equal pixels give equal bytes."""
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
-    Image.fromarray(pixels).save(path, format="PNG", compress_level=1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, pixels: NDArray[np.generic]) -> None:
+    """Write what `png_bytes` makes."""
+    path.write_bytes(png_bytes(pixels))
 
 
 def to_uint8(image: NDArray[np.generic]) -> NDArray[np.uint8]:

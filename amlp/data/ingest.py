@@ -1,4 +1,4 @@
-"""Stage `ingest`: read a source once, whole, into plain PNG files and a manifest with one row a case."""
+"""Stage `ingest`: read a source once, whole, into packed PNG files and a manifest with one row per case."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from amlp.data.images import to_grey, to_uint8, write_png
+from amlp.data.images import png_bytes, to_grey, to_uint8
+from amlp.data.packs import PackWriter
 from amlp.data.sources import SOURCES, Case, Job, Listing, Problem, shown
 from amlp.errors import ListedError
 from amlp.files import atomic_dir, write_json
@@ -25,7 +25,7 @@ from amlp.params import IngestParams
 from amlp.progress import progress
 
 # Jobs handed out at a time: what waits in memory stays small, however many there are.
-WINDOW = 256
+WINDOW = 64
 SHOWN_PROBLEMS = 50
 
 
@@ -48,19 +48,20 @@ def perceptual_hashes(image: NDArray[np.uint8]) -> tuple[str, str]:
     return str(imagehash.phash(Image.fromarray(image))), str(imagehash.phash(Image.fromarray(image[:, ::-1].copy())))
 
 
-def _store(case: Case, folder: Path) -> dict[str, Any]:
-    """Write a case's files; return its manifest row."""
-    image = f"images/{case.case_id}.png"
-    mask = None if case.mask is None else f"masks/{case.case_id}.png"
-    write_png(folder / image, case.image)
-    if mask is not None and case.mask is not None:
-        write_png(folder / mask, case.mask)
+@dataclass(frozen=True)
+class _Stored:
+    """A case's row of the manifest, less the places of its files, and the files as PNG."""
+
+    row: dict[str, Any]
+    image: bytes
+    mask: bytes | None
+
+
+def _store(case: Case) -> _Stored:
     grey = to_uint8(case.image)
     phash, phash_mirror = perceptual_hashes(to_grey(grey) if grey.ndim == 3 else grey)
-    return {
+    row = {
         "case_id": case.case_id,
-        "image": image,
-        "mask": mask,
         "label": case.label,
         "patient": case.patient,
         "sha256": case.sha256,
@@ -72,24 +73,33 @@ def _store(case: Case, folder: Path) -> dict[str, Any]:
         "bits": 8 * case.image.dtype.itemsize,
         "lesion_fraction": float("nan") if case.mask is None else float(case.mask.mean()),
     }
+    return _Stored(row, png_bytes(case.image), None if case.mask is None else png_bytes(case.mask))
 
 
-def _run(job: Job, folder: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
+def _packed(stored: _Stored, packs: PackWriter) -> dict[str, Any]:
+    """Write a case's files; return its row of the manifest."""
+    case_id = stored.row["case_id"]
+    image = packs.add(f"images/{case_id}.png", stored.image)
+    mask = None if stored.mask is None else packs.add(f"masks/{case_id}.png", stored.mask)
+    return {**stored.row, "image": image, "mask": mask}
+
+
+def _run(job: Job) -> tuple[list[_Stored], list[Problem]]:
     loaded = job.load()
-    return [_store(case, folder) for case in loaded.cases], loaded.problems
+    return [_store(case) for case in loaded.cases], loaded.problems
 
 
-def _results(jobs: list[Job], folder: Path) -> Iterator[tuple[list[dict[str, Any]], list[Problem]]]:
-    """Run all jobs, a thread a core; yield their results in the jobs' order."""
-    # Threads, for the time goes into decoding, resizing and numpy, which leave the interpreter's lock alone, and they
-    # start at once.
+def _results(jobs: list[Job]) -> Iterator[tuple[list[_Stored], list[Problem]]]:
+    """Run all jobs, a thread for each core; yield their results in the jobs' order."""
+    # Threads, because the time goes into decoding, resizing and numpy, which leave the interpreter's lock alone, and
+    # they start at once.
     with (
         progress(sum(job.size for job in jobs), "ingest", "images") as bar,
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
     ):
         for start in range(0, len(jobs), WINDOW):
             window = jobs[start : start + WINDOW]
-            for job, result in zip(window, pool.map(partial(_run, folder=folder), window), strict=True):
+            for job, result in zip(window, pool.map(_run, window), strict=True):
                 yield result
                 bar.update(job.size)
 
@@ -126,7 +136,9 @@ def _judge(listing: Listing, problems: list[Problem], cases: int, params: Ingest
 
 
 def ingest(*, params: IngestParams, seed: int, out: Path) -> Ingested:
-    """Read the source and write images, masks, `manifest.parquet`, `problems.csv` and `summary.json` to `out`.
+    """Read the source and write `manifest.parquet`, `pixels-*.zip`, `problems.csv` and `summary.json` to `out`.
+
+    The archives hold the images and masks as PNG; the manifest says where each is, see `amlp.data.packs`.
 
     All files are looked at before any problem is reported. Up to a share of `params.tolerance` of the files may have
     problems; their cases are left out and listed.
@@ -141,13 +153,12 @@ def ingest(*, params: IngestParams, seed: int, out: Path) -> Ingested:
         more = ", ..." if len(listing.ignored) > 5 else ""
         print(f"{params.path}: ignored {len(listing.ignored)} that are no .png in a class folder: {names}{more}")
     with atomic_dir(out) as folder:
-        (folder / "images").mkdir()
-        (folder / "masks").mkdir()
         rows: list[dict[str, Any]] = []
         problems = list(listing.problems)
-        for new_rows, new_problems in _results(listing.jobs, folder):
-            rows += new_rows
-            problems += new_problems
+        with PackWriter(folder, "pixels") as packs:
+            for cases, new_problems in _results(listing.jobs):
+                rows += [_packed(case, packs) for case in cases]
+                problems += new_problems
         rows.sort(key=lambda row: row["case_id"])
         problems.sort(key=lambda problem: (problem.file, problem.reason))
         _judge(listing, problems, len(rows), params)
@@ -174,5 +185,5 @@ def ingest(*, params: IngestParams, seed: int, out: Path) -> Ingested:
         write_json(folder / "summary.json", summary)
     counts = ", ".join(f"{count} {label}" for label, count in labels.items())
     print(f"ingest: {len(rows)} cases ({counts}), {len(problems)} problem(s)")
-    print(f"wrote {out}: manifest.parquet, images/, masks/, problems.csv, summary.json")
+    print(f"wrote {out}: manifest.parquet, pixels-*.zip, problems.csv, summary.json")
     return Ingested(len(rows), labels, len(problems))

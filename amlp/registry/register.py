@@ -74,7 +74,7 @@ STAGES = {
     ),
 }
 _NEEDED = (
-    "data/ingest/manifest.parquet",
+    "data/ingest/summary.json",
     "data/shards/index.parquet",
     "models/encoder/encoder.pt",
     "models/segmenter/segmenter.pt",
