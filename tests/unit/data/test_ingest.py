@@ -130,7 +130,9 @@ def test_busi_layout(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert stored.sum() == 70
     kinds = [(read_image(out / image).dtype.name, read_image(out / image).ndim) for image in manifest.image]
     assert kinds == [("uint8", 2), ("uint8", 2), ("uint8", 3), ("uint16", 2), ("uint8", 2)]
-    np.testing.assert_array_equal(read_image(out / "images/benign_2.png"), read_image(source / "benign/benign (2).png"))
+    np.testing.assert_array_equal(
+        read_image(out / manifest.image["benign_2"]), read_image(source / "benign/benign (2).png")
+    )
     assert str(out) in capsys.readouterr().out
 
 
