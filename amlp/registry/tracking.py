@@ -28,6 +28,10 @@ _SETTINGS = {
     # Else a uv.lock in the working folder is copied into each model and taken for its requirements.
     "MLFLOW_UV_AUTO_DETECT": "false",
     "GIT_PYTHON_REFRESH": "quiet",
+    # Files go through the server. A server on S3 offers links that name S3 as it knows it itself, and a client of
+    # another namespace, or outside of the cluster, waits for minutes for a host that it can't find.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }
 # Columns of a training's system.csv -> names in the group that MLflow's pages show as system metrics.
 SYSTEM_METRICS = {

@@ -11,6 +11,7 @@ from amlp.registry.tracking import (
     connect,
     finished_run,
     flatten,
+    import_mlflow,
     reopened_run,
     resolve_uri,
     tracking_address,
@@ -73,3 +74,20 @@ def test_a_run_is_found_again_by_its_tags(tracking_uri: str) -> None:
         # The failed run does not count, the finished one is not repeated.
         runs = client.search_runs([client.get_experiment_by_name("e").experiment_id])
         assert sorted(run.info.status for run in runs if run.info.run_id != first) == ["FAILED", "FINISHED"]
+
+
+def test_files_go_through_the_server_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to S3 names it as the server does, and hangs where that name is unknown."""
+    names = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    import_mlflow()
+    from mlflow import environment_variables
+
+    for name in names:
+        variable = getattr(environment_variables, name)
+        assert variable.is_set() and variable.get() is False
+    monkeypatch.setenv(names[0], "true")
+    import_mlflow()
+    assert getattr(environment_variables, names[0]).get() is True
