@@ -20,6 +20,7 @@ from pipelines.runs import ENDED, as_json, message_of, rows_of
 
 if TYPE_CHECKING:
     from amlp.cluster.training import ClusterParams
+    from amlp.params import RegisterParams
     from pipelines.resources import Resources
 
 # Where Kubeflow's API wants a token, it is read from here: a command line can be seen by others.
@@ -310,27 +311,53 @@ def _show(run: Any, run_id: str, args: argparse.Namespace) -> int:
     link = f"{(args.host or '').rstrip('/')}/#/runs/details/{run_id}"
     state = run.get("state") if isinstance(run.get("state"), str) else None
     if args.json:
-        print(json.dumps(as_json(run, link), indent=2))
+        error = _reason(args, run_id, hint=False) if state == "FAILED" else ""
+        print(json.dumps({**as_json(run, link), "error": error or None}, indent=2))
     else:
         terminated = " (it was terminated)" if state != "CANCELED" and end_of(run) == "CANCELED" else ""
         print(f"{run.get('display_name') or 'run'} ({run_id}): {state or 'PENDING'}{terminated}")
         for row in rows_of(run):
             print(f"  {row}")
         if state == "FAILED" and not terminated:
-            print("Why stands in MLflow, at the run's tag pipeline_error, and in the failed task's log.")
+            print(_reason(args, run_id))
         print(link)
     return _CODES.get(state or "", RUNNING)
 
 
-def _sync(args: argparse.Namespace) -> int:
-    """Close in MLflow what ended on Kubeflow."""
+def _mlflow(args: argparse.Namespace) -> RegisterParams:
+    """Where MLflow is, seen from here: the parameters name it as the cluster does."""
     from amlp.params import load_params
-    from pipelines.sync import sync
 
     register = load_params(args.params).register_
     if address := os.environ.get("MLFLOW_TRACKING_URI"):
-        # The parameters name MLflow as the cluster does.
         register = register.model_copy(update={"tracking_uri": address})
+    return register
+
+
+def _reason(args: argparse.Namespace, run_id: str, *, hint: bool = True) -> str:
+    """Why a run failed, which its tasks wrote to MLflow: Kubeflow's API has no reasons."""
+    from amlp.registry.outcome import read_error
+
+    found = ""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        try:
+            found = read_error(params=_mlflow(args), pipeline=run_id)
+        except UserError as error:
+            # The run's state is known all the same.
+            print(error, file=sys.stderr)
+    if found or not hint:
+        return found
+    return (
+        "Why stands in MLflow, at the run's tag pipeline_error, and is shown here where MLFLOW_TRACKING_URI is set. "
+        "It stands in the failed task's log too."
+    )
+
+
+def _sync(args: argparse.Namespace) -> int:
+    """Close in MLflow what ended on Kubeflow."""
+    from pipelines.sync import sync
+
+    register = _mlflow(args)
     with _kubeflow(args) as (client, namespace):
         experiment = client.get_experiment(experiment_name=args.experiment, namespace=namespace)
         runs, token = [], ""
@@ -368,6 +395,10 @@ def build_parser() -> argparse.ArgumentParser:
         to.add_argument(
             "--namespace", help=f"of the Profile that runs belong to (default: {NAMESPACE}, if there are any)"
         )
+
+    def mlflow_option(to: argparse.ArgumentParser) -> None:
+        text = "where MLflow is; MLFLOW_TRACKING_URI comes first (default: params.yaml)"
+        to.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="PATH", help=text)
 
     def cluster_options(to: argparse.ArgumentParser) -> None:
         add = to.add_argument
@@ -421,12 +452,12 @@ def build_parser() -> argparse.ArgumentParser:
     added = command("status", _status, f"say how a run goes; exit code 0, 1 when it failed, {RUNNING} when it runs")
     added.add_argument("run", metavar="RUN", help="its id")
     kubeflow(added)
+    mlflow_option(added)
     added.add_argument("--wait", action="store_true", help="until it ends")
     added.add_argument("--json", action="store_true", help="for programs")
     added = command("sync", _sync, "write to MLflow how runs ended of which nobody wrote it, as of terminated ones")
     kubeflow(added)
-    added.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="PATH",
-                       help="where MLflow is; MLFLOW_TRACKING_URI comes first (default: params.yaml)")  # fmt: skip
+    mlflow_option(added)
     added.add_argument("--experiment", default="amlp", help="of Kubeflow (default: amlp)")
     return parser
 

@@ -92,7 +92,8 @@ def _row(task: str, whole: Mapping[str, Any] | None, tries: list[Mapping[str, An
     if not isinstance(state, str) or not state:
         return Row(task, NOT_RUN if ended else "PENDING")
     if ended and state in ("PENDING", "RUNNING"):
-        return Row(task, UNREPORTED, len(tries))
+        # What ran has begun at least one try; how that ended is not there.
+        return Row(task, UNREPORTED, max(len(tries), state == "RUNNING"))
     # A task from the cache succeeds in the moment in which it starts, and never runs.
     cached = state == "SUCCEEDED" and seconds == 0 and isinstance(history, list) and len(history) == 1
     return Row(task, state, 0 if cached else max(1, len(tries)), seconds, cached)
@@ -104,6 +105,14 @@ def _seconds(node: Mapping[str, Any]) -> float | None:
         return max(0.0, (end - start).total_seconds())
     except (ValueError, TypeError):
         return None
+
+
+def unfinished(run: Any) -> list[str]:
+    """Return the tasks that failed, or that had begun and did not end, as far as Kubeflow knows them."""
+    done = ("SUCCEEDED", "SKIPPED", "OMITTED", "PENDING", NOT_RUN)
+    # The exit handler's task fails with a run that is terminated.
+    rows = [row for row in rows_of(run) if row.state not in done and row.task != TASKS[-1]]
+    return [row.task for row in rows if row.tries]
 
 
 def as_json(run: Any, link: str) -> dict[str, Any]:

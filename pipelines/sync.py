@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlp.params import RegisterParams
+from pipelines.runs import unfinished
 
 # Kubeflow's states in which a run has ended.
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED")
@@ -69,6 +70,8 @@ def sync(runs: Iterable[Mapping[str, Any]], params: RegisterParams) -> list[Clos
         before = read_outcome(params=params, pipeline=pipeline)
         run_id, outcome = before
         if outcome != state:
-            run_id, outcome = record_outcome(params=params, state=state, tags={}, pipeline=pipeline)
+            run_id, outcome = record_outcome(
+                params=params, state=state, tasks=unfinished(run), tags={}, pipeline=pipeline
+            )
         closed.append(Closed(pipeline, run_id, outcome, changed=(run_id, outcome) != before))
     return closed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,8 +37,9 @@ _STATUS = {SUCCEEDED: "FINISHED", FAILED: "FAILED", CANCELED: "KILLED"}
 # MLflow keeps 5,000 characters of a tag.
 _MESSAGE = 2000
 # The end of a run of which no task says anything.
+_TERMINATED = "The run was terminated{where}."
 _UNKNOWN = (
-    "Kubeflow says {state}, and no task recorded an error or the success: a task's pod ended before it could, as when "
+    "Kubeflow says {state}{{where}}, and no task recorded an error or the success: a task's pod ended before it could, as when "
     "it is out of memory, deleted, or its node is lost. Kubeflow's page of the run shows which one."
 )
 
@@ -93,7 +94,13 @@ def record_success(*, params: RegisterParams, tags: Mapping[str, str]) -> str:
 
 
 def record_outcome(
-    *, params: RegisterParams, state: str, message: str = "", tags: Mapping[str, str], pipeline: str = ""
+    *,
+    params: RegisterParams,
+    state: str,
+    message: str = "",
+    tasks: Collection[str] = (),
+    tags: Mapping[str, str],
+    pipeline: str = "",
 ) -> tuple[str, str]:
     """Close the pipeline run's parent run in MLflow, whatever happened; a recorded success stays one.
 
@@ -103,7 +110,8 @@ def record_outcome(
         params: where MLflow is.
         state: Kubeflow's word for the end. The API says SUCCEEDED of a run, where it is true; the exit handler is given
             ML Metadata's words, which never are that one.
-        message: Kubeflow's own, where it has one.
+        message: Kubeflow's own, where it has one; what tasks wrote counts for more.
+        tasks: that failed or did not end, where Kubeflow knows them; likewise.
         tags: what else the run should carry.
         pipeline: Kubeflow's id of a run that ended before; empty for the one that this task belongs to.
 
@@ -123,8 +131,11 @@ def record_outcome(
         found = {**tags, OUTCOME: outcome}
         if outcome == SUCCEEDED:
             _forget_errors(client, run_id)
-        if outcome == FAILED and ERROR not in before:
-            found[ERROR] = message[:_MESSAGE] or _UNKNOWN.format(state=state or "nothing")
+        elif ERROR not in before:
+            where = f" at {', '.join(tasks)}" if tasks else ""
+            said = _TERMINATED if outcome == CANCELED else _UNKNOWN.format(state=state or "nothing")
+            found[ERROR] = message[:_MESSAGE] or said.format(where=where)
+            found |= {TASK: ",".join(tasks)} if tasks else {}
         _write(client, run_id, found)
         if not injected:
             client.set_terminated(run_id, status=_STATUS[outcome])
@@ -148,6 +159,17 @@ def read_outcome(*, params: RegisterParams, pipeline: str) -> tuple[str, str]:
         run = client.get_run(run_id)
         outcome = run.data.tags.get(OUTCOME, "")
         return run_id, outcome if _STATUS.get(outcome) == run.info.status else ""
+
+
+def read_error(*, params: RegisterParams, pipeline: str) -> str:
+    """Read why a pipeline run failed, in the words of its tasks; empty where nobody wrote it.
+
+    Raises:
+        UserError: MLflow can't be reached.
+    """
+    with connect(resolve_uri(params.tracking_uri, Path())) as client:
+        run_id = find_pipeline_run(client, experiment=params.experiment, pipeline=pipeline)
+        return client.get_run(run_id).data.tags.get(ERROR, "") if run_id else ""
 
 
 @contextmanager

@@ -25,6 +25,8 @@ RUN_TAG, PAGE_TAG = "pipeline_run", "pipeline_run_url"
 _SETTINGS = {
     # A bar for each small file drowns what the stage has to say.
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # As do two lines for each run.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Else a uv.lock in the working folder is copied into each model and taken for its requirements.
     "MLFLOW_UV_AUTO_DETECT": "false",
     "GIT_PYTHON_REFRESH": "quiet",

@@ -171,7 +171,8 @@ def test_the_state_of_a_run_is_shown_task_by_task(
         "  validate         FAILED, 2 tries, 11 s",
         "  preprocess       not run",
         *(f"  {task:16} not reported by Kubeflow" for task in TASKS[4:]),
-        "Why stands in MLflow, at the run's tag pipeline_error, and in the failed task's log.",
+        "Why stands in MLflow, at the run's tag pipeline_error, and is shown here where MLFLOW_TRACKING_URI is set. "
+        "It stands in the failed task's log too.",
         f"{api.host}/#/runs/details/r1",
     ]
     api.runs = [ended]
@@ -189,12 +190,20 @@ def test_runs_that_nobody_closed_are_closed_in_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     history = [{"state": one} for one in ("RUNNING", "CANCELING", "FAILED")]
     api.experiments, api.multi_user = True, False
-    api.runs = [{"run_id": "r7", "state": "FAILED", "state_history": history}, DONE, DONE | {"state": "RUNNING"}]
+    began = {"display_name": "pretrain", "state": "RUNNING", "start_time": "2026-11-26T01:00:00Z"}
+    terminated = {"run_id": "r7", "state": "FAILED", "state_history": history, "run_details": nodes(began)}
+    api.runs = [terminated, DONE, DONE | {"state": "RUNNING"}]
     assert main(["sync", "--host", api.host]) == 0
     told = capsys.readouterr().out
     assert "r7: CANCELED, written" in told and "r1: SUCCEEDED, written" in told and "2 runs ended, 2 written" in told
     assert main(["sync", "--host", api.host]) == 0
     assert "2 runs ended, 0 written" in capsys.readouterr().out
+    # As people see it then.
+    api.runs = [terminated | {"state_history": []}]
+    assert main(["status", "r7", "--host", api.host]) == 1
+    assert "The run was terminated at pretrain." in capsys.readouterr().out
+    assert main(["status", "r7", "--host", api.host, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"] == "The run was terminated at pretrain."
 
 
 def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.runs import NOT_RUN, TASKS, UNREPORTED, as_json, message_of, rows_of
+from pipelines.runs import NOT_RUN, TASKS, UNREPORTED, as_json, message_of, rows_of, unfinished
 from pipelines.sync import end_of
 
 # Recorded by a real Kubeflow Pipelines 2.17; not part of the project.
@@ -102,3 +102,10 @@ def test_no_answer_ends_in_a_traceback(name: str) -> None:
         end_of(answer)
     for odd in (None, [], "text", {"run_details": []}, {"run_details": {"task_details": {}}}):
         assert rows_of(odd) == []
+
+
+def test_what_failed_or_did_not_end_is_known_as_far_as_kubeflow_knows_it() -> None:
+    assert unfinished(recorded("run-terminated")) == ["pretrain"]
+    assert unfinished(recorded("run-failed-oom")) == ["pretrain", "scratch"]
+    assert unfinished(recorded("run-succeeded-frozen")) == unfinished(recorded("run-succeeded-cached")) == []
+    assert unfinished(None) == unfinished({"run_details": {"task_details": [{"display_name": "gate"}]}}) == []
