@@ -39,8 +39,8 @@ _MESSAGE = 2000
 # The end of a run of which no task says anything.
 _TERMINATED = "The run was terminated{where}."
 _UNKNOWN = (
-    "Kubeflow says {state}{{where}}, and no task recorded an error or the success: a task's pod ended before it could, as when "
-    "it is out of memory, deleted, or its node is lost. Kubeflow's page of the run shows which one."
+    "Kubeflow says {state}{where}, and no task recorded an error or the success: a task's pod ended before it could, "
+    "as when it is out of memory, deleted, or its node is lost. Kubeflow's page of the run shows which one."
 )
 
 
@@ -133,8 +133,8 @@ def record_outcome(
             _forget_errors(client, run_id)
         elif ERROR not in before:
             where = f" at {', '.join(tasks)}" if tasks else ""
-            said = _TERMINATED if outcome == CANCELED else _UNKNOWN.format(state=state or "nothing")
-            found[ERROR] = message[:_MESSAGE] or said.format(where=where)
+            said = _TERMINATED if outcome == CANCELED else _UNKNOWN
+            found[ERROR] = message[:_MESSAGE] or said.format(state=state or "nothing", where=where)
             found |= {TASK: ",".join(tasks)} if tasks else {}
         _write(client, run_id, found)
         if not injected:

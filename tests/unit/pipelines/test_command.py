@@ -206,6 +206,26 @@ def test_runs_that_nobody_closed_are_closed_in_mlflow(
     assert json.loads(capsys.readouterr().out)["error"] == "The run was terminated at pretrain."
 
 
+def test_a_run_that_fails_is_submitted_again(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = {**DONE, "state": "FAILED"}
+    # Each is looked at twice: how it goes, and how it ended.
+    api.runs = [failed, failed, failed, failed, DONE]
+    assert main(["submit", "--host", api.host, "--resubmit", "3"]) == 0
+    assert sum(path == "/runs" for path, _ in api.posted) == 3
+    assert capsys.readouterr().err.count("Submitting again") == 2
+    api.posted.clear()
+    api.runs = [failed]
+    assert main(["submit", "--host", api.host, "--resubmit", "1"]) == 1
+    assert sum(path == "/runs" for path, _ in api.posted) == 2
+    # Somebody did not want it to go on.
+    api.posted.clear()
+    api.runs = [failed | {"state_history": [{"state": one} for one in ("RUNNING", "CANCELING", "FAILED")]}]
+    assert main(["submit", "--host", api.host, "--resubmit", "5"]) == 1
+    assert sum(path == "/runs" for path, _ in api.posted) == 1
+
+
 def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "--host", api.host, "--fresh", "preprocess", "--resources", "small"]) == 0
     run = posted(api, "/runs")
