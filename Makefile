@@ -42,7 +42,7 @@ IMAGES := train stages pipeline mlflow
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format lock lock-check bench-mps \
-  bench-pretrain bench-predict bench-gate images image-test serve-test k8s-dev k8s-dev-secrets k8s-single-user \
+  bench-pretrain bench-predict bench-gate images image-test serve-test test-cluster k8s-dev k8s-dev-secrets k8s-single-user \
   k8s-single-user-secrets pipeline-local clean
 
 help: ## list the targets
@@ -145,6 +145,10 @@ images: ## build the container images, tagged by the commit
 
 image-test: setup images ## build the images and run the tests that start them
 	AMLP_TEST_IMAGES='$(IMAGE_PREFIX)*:$(TAG)' pytest -m image tests/image
+
+# In this order, and with the table that they print.
+test-cluster: setup ## acceptance on the Kubeflow that KF_PIPELINES_ENDPOINT and KUBECONFIG name (about two hours)
+	pytest -m cluster tests/cluster -s
 
 serve-test: setup ## serve a registered model where its own requirements alone are installed (gigabytes)
 	pytest -m serve tests/serve
