@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 _RAYJOBS = re.compile(r"/apis/ray\.io/v1/namespaces/(?P<namespace>[^/]+)/rayjobs(?:/(?P<name>[^/?]+))?$")
+_POD = re.compile(r"/api/v1/namespaces/[^/]+/pods/(?P<pod>[^/]+)$")
+_EVENTS = re.compile(r"/api/v1/namespaces/[^/]+/events$")
 _LOG = re.compile(r"/api/v1/namespaces/[^/]+/pods/(?P<pod>[^/]+)/log$")
 _REASONS = {400: "BadRequest", 403: "Forbidden", 404: "NotFound", 409: "AlreadyExists", 422: "Invalid"}
 
@@ -36,6 +38,9 @@ class KubeApi:
     # A log that hangs begins, and no more of it comes.
     logs: dict[str, str | int] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # By name; an HTTP error code in the place of one.
+    pods: dict[str, dict[str, Any] | int] = field(default_factory=dict)
+    events: list[dict[str, Any]] | int = 403
     # Called before each GET of a RayJob.
     before_get: Any = None
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -110,8 +115,18 @@ def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
                 else:
                     self.answer(200, text.encode(), "text/plain")
                 return
+            if pod := _POD.match(path):
+                one = api.pods.get(pod["pod"], 404)
+                self.refuse(one) if isinstance(one, int) else self.give(one)
+                return
+            if _EVENTS.match(path):
+                self.refuse(api.events) if isinstance(api.events, int) else self.give({"items": api.events})
+                return
             found = _RAYJOBS.match(path)
             assert found, self.path
+            if found["name"] is None and verb == "GET":
+                self.give({"items": list(api.jobs.values())})
+                return
             getattr(self, f"rayjob_{verb.lower()}")(found["name"], body)
 
         def rayjob_post(self, _: str, body: dict[str, Any]) -> None:
@@ -140,9 +155,12 @@ def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
             else:
                 self.give(api.jobs[name] | {"status": answer})
 
-        def rayjob_delete(self, name: str, _: dict[str, Any]) -> None:
+        def rayjob_delete(self, name: str, body: dict[str, Any]) -> None:
+            wanted = (body.get("preconditions") or {}).get("uid")
             if api.deletions:
                 self.refuse(api.deletions.pop(0))
+            elif wanted and name in api.jobs and api.jobs[name]["metadata"].get("uid") != wanted:
+                self.refuse(409)
             elif api.jobs.pop(name, None) is None:
                 self.refuse(404)
             else:

@@ -53,16 +53,16 @@ def run_as_rayjob(
     words += ["--shards", publish_once(shards, f"{work}/inputs")]
     if encoder:
         words += ["--encoder", publish_once(encoder, f"{work}/inputs")]
-    words += ["--state", f"{work}/state", "--out", f"{ours}/out", "--error", f"{ours}/error.json"]
+    words += ["--state", f"{work}/state", "--out", f"{ours}/out", "--error", f"{ours}/error/why.json"]
     if request.gpus:
         words += ["--gpus", str(request.gpus * workers)]
     if commit := os.environ.get(COMMIT_VARIABLE):
         words += ["--commit", commit]
     # Of an earlier try of this task, which somebody repaired.
-    remove(f"{ours}/error.json")
+    remove(f"{ours}/error")
 
     def refused() -> str:
-        error = StageError.read(f"{ours}/error.json")
+        error = StageError.read(f"{ours}/error/why.json")
         return error.message if error and error.kind == "user" else ""
 
     request = replace(request, entrypoint=words, workers=workers)

@@ -74,6 +74,22 @@ def test_inputs_go_out_and_outputs_come_back(bucket: str, folder: Path) -> None:
         assert (folder / "seen" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_a_mistake_that_the_job_wrote_down_is_the_tasks_own(bucket: str, folder: Path) -> None:
+    """Also where KubeRay has started the next try already; what an earlier task of the name wrote does not count."""
+    with kube_api() as api:
+        api.before_get = lambda: storage.write(
+            options(api)["--error"], b'{"kind": "user", "message": "finetune.batch: 7 is too many"}'
+        )
+        api.statuses = [{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "failed": 1}]
+        with pytest.raises(UserError, match="7 is too many"):
+            run(api, bucket, folder, two_workers())
+        assert api.deleted
+        api.before_get = None
+        api.statuses = [{"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}]
+        with pytest.raises(JobFailed):
+            run(api, bucket, folder, two_workers())
+
+
 def test_a_failed_job_leaves_no_output(bucket: str, folder: Path) -> None:
     with kube_api() as api:
         api.statuses = [{"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}]

@@ -102,3 +102,23 @@ def test_a_cluster_that_is_not_what_was_asked_for_is_told_before_training(
     finally:
         ray.shutdown()
     assert "The Ray cluster has 0 GPUs, 2 were asked for" in capsys.readouterr().err
+
+
+def test_a_mistake_is_written_down_and_not_repeated(
+    run: tuple[str, Path, Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who starts it sees no exit code, and starts it again."""
+    bucket, _, params = run
+    why = f"{bucket}/run/error/why.json"
+    wrong = params.model_dump(by_alias=True) | {"encoder": {**params.encoder.model_dump(), "patch": 1024}}
+    storage.write(f"{bucket}/run/params.json", json.dumps(wrong).encode())
+    words = arguments(bucket, "pretrain", "encoder", "--error", why)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    found = json.loads(storage.read(why) or b"")
+    assert found["kind"] == "user" and found["message"] in said
+    # Even with what would work now: the launcher clears it, when somebody tries the task again.
+    storage.write(f"{bucket}/run/params.json", params.model_dump_json(by_alias=True).encode())
+    assert main(words) == 2 and found["message"] in capsys.readouterr().err
+    storage.remove(f"{bucket}/run/error")
+    assert main(words) == 0 and storage.read(why) is None

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,12 @@ def api() -> Iterator[KubeApi]:
         yield api
 
 
-def run(api: KubeApi, *, template: Path = TEMPLATE, **changes: Any) -> float:
+def run(api: KubeApi, *, template: Path = TEMPLATE, refused: Callable[[], str] = str, **changes: Any) -> float:
     """Run the launcher; returns the seconds that it took for it."""
     wanted, time = request(**changes), PlayedTime()
     job = build(load_template(template), wanted)
-    Launcher(rayjob.connect(api.host), wanted, job, clock=Clock(time.now, time.sleep), seed=0).run()
+    clock = Clock(time.now, time.sleep)
+    Launcher(rayjob.connect(api.host), wanted, job, refused=refused, clock=clock, seed=0).run()
     return time.seconds
 
 
@@ -381,6 +382,76 @@ def test_a_job_that_is_not_created_is_not_deleted(
     with pytest.raises(expected, match=text):
         run(api)
     assert api.verbs("DELETE") == 0
+
+
+def test_a_mistake_of_the_user_is_tried_once(api: KubeApi) -> None:
+    """KubeRay starts a job again whatever its exit code; the job says why it ended, and the launcher ends it."""
+    failed = {"failed": 1, "jobDeploymentStatus": "Retrying", "jobStatus": "FAILED", "rayClusterStatus": HEAD}
+    asked: list[int] = []
+
+    def refused() -> str:
+        asked.append(1)
+        return "pretrain.batch: 9 images can't be shared evenly"
+
+    for after in (failed, {**RUNNING, "failed": 1}, {**failed, "jobDeploymentStatus": "Failed"}):
+        api.statuses = [INITIALIZING, RUNNING, after, RUNNING]
+        with pytest.raises(UserError, match="shared evenly"):
+            run(api, refused=refused)
+        assert api.deleted
+    assert len(asked) == 3
+    # Of anything else KubeRay's next try is waited for.
+    api.statuses = [RUNNING, failed, {**RUNNING, "failed": 1}, SUCCEEDED]
+    run(api)
+
+
+def test_tries_of_kuberay_are_shown_and_its_copy_of_the_log_is_not(
+    api: KubeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "Job entrypoint command failed with exit code 1, last available logs:\nline one of the log"
+    failed = {"failed": 1, "jobDeploymentStatus": "Retrying", "jobStatus": "FAILED", "message": message}
+    api.statuses = [RUNNING, failed | {"reason": "AppFailed"}, SUCCEEDED]
+    run(api)
+    said = capsys.readouterr().out
+    assert "Retrying, FAILED, 1 try failed, AppFailed, Job entrypoint command failed with exit code 1" in said
+    assert "line one of the log" not in said
+
+
+def test_what_does_not_start_says_why_where_events_tell(api: KubeApi) -> None:
+    def event(name: str, reason: str, message: str, at: int) -> dict[str, Any]:
+        time = f"2026-01-01T00:00:{at:02}Z"
+        return {"involvedObject": {"name": name}, "reason": reason, "message": message, "lastTimestamp": time}
+
+    name = request().name
+    api.events = [
+        event(f"{name}-x2zq4-worker-1", "FailedScheduling", "0/3 nodes: Insufficient nvidia.com/gpu", 2),
+        event(f"{name}-x2zq4-head-1", "Failed", "image not found", 1),
+        event("another-pod", "Failed", "not ours", 3),
+    ]
+    api.statuses = [INITIALIZING]
+    with pytest.raises(rayjob.NeverStarted) as raised:
+        run(api)
+    said = str(raised.value)
+    assert said.index("event: Failed: image not found") < said.index("FailedScheduling: 0/3 nodes: Insufficient")
+    assert "not ours" not in said
+    api.events = 403
+    with pytest.raises(rayjob.NeverStarted, match="get events"):
+        run(api)
+
+
+def test_head_and_workers_ask_for_what_was_said(api: KubeApi) -> None:
+    template = load_template(TEMPLATE)
+    amounts = {"head": {"cpu": "300m", "memory": "2Gi"}, "worker": {"cpu": "500m"}}
+    made = build(template, request(**amounts, gpus=1))["spec"]["rayClusterSpec"]
+    head = made["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
+    worker = made["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]
+    assert head["requests"] == {"cpu": "300m", "memory": "2Gi"} and head["limits"] == {"memory": "2Gi"}
+    assert worker["requests"]["cpu"] == "500m" and "cpu" not in worker["limits"]
+    assert worker["requests"]["nvidia.com/gpu"] == worker["limits"]["nvidia.com/gpu"] == 1
+    as_it_was = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0].get(
+        "resources"
+    )
+    plain = build(template, request())["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert plain["containers"][0].get("resources") == as_it_was
 
 
 def test_an_api_server_that_starts_forbids_for_a_moment(api: KubeApi) -> None:
