@@ -18,7 +18,16 @@ def dev_copy(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("k8s") / "k8s"
     shutil.copytree(project / "k8s", copy, ignore=shutil.ignore_patterns("secrets", "__pycache__"))
     subprocess.run([sys.executable, str(copy / "dev_secrets.py")], check=True, capture_output=True)
+    runs = copy / "overlays/single-user/runs/secrets"
+    runs.mkdir()
+    for name in ("s3.env", "mlflow-client.env"):
+        shutil.copy(copy / "overlays/dev/secrets" / name, runs)
     return copy
+
+
+@pytest.fixture(scope="session")
+def single_user(dev_copy: Path) -> list[Object]:
+    return render(dev_copy / "overlays/single-user")
 
 
 @pytest.fixture(scope="session")
