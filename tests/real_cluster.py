@@ -92,7 +92,8 @@ class Cluster:
     def wait(self, run: str, *, sync: bool = False) -> Ended:
         """Wait for a run's end."""
         start = time.monotonic()
-        until(lambda: self.status(run)["state"] in ("SUCCEEDED", "FAILED", "CANCELED"), f"run {run}", RUN_SECONDS)
+        ended = ("SUCCEEDED", "FAILED", "CANCELED")
+        until(lambda: self.api("GET", f"runs/{run}").get("state") in ended, f"run {run}", RUN_SECONDS, pause=3.0)
         if sync:
             self.command("sync", "--experiment", "amlp-acceptance", "--params", str(self.folder / "params.yaml"))
         found = self.status(run)
@@ -167,10 +168,10 @@ class Cluster:
         )
 
 
-def until(look: Callable[[], Any], what: str, seconds: float) -> Any:
+def until(look: Callable[[], Any], what: str, seconds: float, *, pause: float = 0.5) -> Any:
     """Look again and again until there is something, and return it."""
     end = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.5)
+        time.sleep(pause)
     return found
