@@ -500,12 +500,20 @@ class Launcher:
                         "another run id."
                     )
                 self.ours = True
-                self._say("exists already: going on with it")
-                return
+                if self._is_of_this_pod(found):
+                    self._say("exists already: continuing with it")
+                    return
+                # Kubernetes deletes it with that pod, and the training resumes from its checkpoint.
+                self._say("is that of an earlier try, whose pod is gone: making it anew")
+                self._delete()
             if self.clock.now() - since >= deadlines.pre_running:
                 raise NeverStarted(f"an earlier RayJob {self.request.name} is being deleted and does not go away")
             attempt += 1
             self._pause(attempt)
+
+    def _is_of_this_pod(self, job: Mapping[str, Any]) -> bool:
+        owners = {one.get("uid") for one in job["metadata"].get("ownerReferences") or [] if one.get("kind") == "Pod"}
+        return not self.request.pod_uid or owners <= {self.request.pod_uid}
 
     def _get(self) -> dict[str, Any] | None:
         """Return the RayJob, or None when there is none."""

@@ -337,7 +337,7 @@ def test_a_restarted_launcher_goes_on_with_the_job_that_is_there(
     api.jobs[request().name] = build(load_template(TEMPLATE), request())
     api.statuses = [RUNNING, SUCCEEDED]
     run(api)
-    assert "exists already: going on with it" in capsys.readouterr().out
+    assert "exists already: continuing with it" in capsys.readouterr().out
     assert api.deleted and not api.created
 
 
@@ -346,6 +346,19 @@ def test_a_job_whose_creation_was_not_answered_is_found_again(api: KubeApi) -> N
     api.statuses = [RUNNING, SUCCEEDED]
     run(api)
     assert api.deleted and api.verbs("POST") == 2 and not api.created
+
+
+def test_the_job_of_a_pod_that_is_gone_is_made_anew(api: KubeApi) -> None:
+    """Kubernetes deletes it with its owner, at any moment; one of the same pod is continued with."""
+    api.statuses = [SUCCEEDED]
+    before = build(load_template(TEMPLATE), request(pod_name="try-1", pod_uid="u1"))
+    api.jobs[before["metadata"]["name"]] = before
+    run(api, pod_name="try-1", pod_uid="u1")
+    assert api.created == []
+    api.jobs[before["metadata"]["name"]] = before
+    run(api, pod_name="try-2", pod_uid="u2")
+    [made] = api.created
+    assert made["metadata"]["ownerReferences"][0]["uid"] == "u2" and api.deleted
 
 
 def test_a_job_that_runs_something_else_is_left_alone(api: KubeApi) -> None:
