@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,8 +79,10 @@ class Cluster:
         """Submit a run and return its id."""
         values = {**params, "register": {"tracking_uri": self.tracking_uri, "experiment": "amlp-acceptance"}}
         file = self.folder / "params.yaml"
-        file.write_text(yaml.safe_dump(values), encoding="utf-8")
-        words = ("--params", str(file), "--resources", "small", "--experiment", "amlp-acceptance", *options)
+        mine = self.folder / f"params-{threading.get_ident()}.yaml"
+        for one in (file, mine):
+            one.write_text(yaml.safe_dump(values), encoding="utf-8")
+        words = ("--params", str(mine), "--resources", "small", "--experiment", "amlp-acceptance", *options)
         said = self.command("submit", *words)
         found = re.search(r"^Run (\S+)$", said, re.MULTILINE)
         assert found, said
