@@ -556,7 +556,7 @@ class Launcher:
             if (error or status.get("failed")) and (message := self.refused()):
                 raise UserError(message)
             if error:
-                raise error(self._with_tail(text + self._events(status) * (error is NeverStarted)))
+                raise error(self._with_tail(text + (self._events(status) if error is NeverStarted else "")))
             now = self.clock.now()
             if what in ("running", "queued"):
                 # A queue may be long; the time in it counts for the total alone.

@@ -62,7 +62,11 @@ def run_as_rayjob(
     remove(f"{ours}/error")
 
     def refused() -> str:
-        error = StageError.read(f"{ours}/error/why.json")
+        try:
+            error = StageError.read(f"{ours}/error/why.json")
+        except UserError:
+            # Storage that is away for a moment is no reason to end a training; the next look asks again.
+            return ""
         return error.message if error and error.kind == "user" else ""
 
     request = replace(request, entrypoint=words, workers=workers)
