@@ -5,6 +5,7 @@ Runs are drawn images and small models; the later ones take from Kubeflow's cach
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -20,8 +21,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 TRAININGS = ("pretrain", "scratch", "finetune")
 # Long enough for somebody to end a training in the middle.
 PARAMS: dict[str, Any] = {
-    # Nothing of an earlier acceptance is in the cache.
-    "seed": random.SystemRandom().randrange(10**6),
+    # Nothing of an earlier acceptance is in the cache, unless somebody names its seed to continue with it.
+    "seed": int(os.environ.get("AMLP_ACCEPTANCE_SEED") or random.SystemRandom().randrange(10**6)),
     "ingest": {"source": "phantom", "phantom": {"patients": 24, "images_per_patient": 2, "height": 64, "width": 64}},
     "preprocess": {"height": 48, "width": 48, "test_fraction": 0.25, "val_fraction": 0.25},
     "encoder": {"dim": 24, "depth": 2},
@@ -51,6 +52,7 @@ SWELL = _CHILD + "x = []\nwhile all(os.path.exists(f'/proc/{p}') for p in childr
 
 @pytest.fixture(scope="module")
 def first(cluster: Cluster) -> Ended:
+    print(f"AMLP_ACCEPTANCE_SEED={PARAMS['seed']}")
     ended = cluster.wait(cluster.submit(PARAMS, "--name", "first"))
     cluster.note("first run", ended)
     return ended
@@ -58,8 +60,6 @@ def first(cluster: Cluster) -> Ended:
 
 def weights(cluster: Cluster, run: str) -> dict[str, str]:
     """SHA-256 of the models that a run registered."""
-    import os
-
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
@@ -272,7 +272,6 @@ class Store:
     def __init__(self, cluster: Cluster) -> None:
         import base64
         import json
-        import os
 
         import boto3
 
