@@ -29,17 +29,21 @@ TINY = {
 
 # In a fresh process: the candidate's masks of the raw test images score what `evaluate` wrote, case by case.
 CANDIDATE = """
-import mlflow, numpy as np, pandas as pd
+import io, mlflow, numpy as np, pandas as pd, zipfile
 from PIL import Image
+
+def read(place):
+    archive, _, entry = place.partition(".zip/")
+    return zipfile.ZipFile("data/ingest/" + archive + ".zip").read(entry)
+
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
 model = mlflow.pyfunc.load_model("models:/amlp-segmenter@candidate")
 index = pd.read_parquet("data/shards/index.parquet").query("split == 'test'")
 scores = pd.read_csv("evaluation/cases.csv").query("model == 'segmenter'").set_index("case_id")
 assert len(index) == len(scores)
 for case in index.itertuples():
-    with open("data/ingest/" + case.image, "rb") as file:
-        predicted = model.predict(file.read())["mask"] > 0
-    truth = np.asarray(Image.open("data/ingest/" + case.mask)) > 0
+    predicted = model.predict(read(case.image))["mask"] > 0
+    truth = np.asarray(Image.open(io.BytesIO(read(case.mask)))) > 0
     size = predicted.sum() + truth.sum()
     dsc = 2 * (predicted & truth).sum() / size if size else 1.0
     assert abs(dsc - scores.dsc[case.case_id]) < 1e-6, case.case_id
