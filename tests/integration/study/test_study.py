@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -186,8 +187,15 @@ def test_settings_are_explored_without_the_test_split(folder: Path, monkeypatch:
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     index = pd.read_parquet(folder / "data/shards/index.parquet").set_index("case_id")
     # What is not read may be gone.
-    for path in index.loc[index["split"] == "test", ["image", "mask"]].to_numpy().ravel():
-        (folder / "data/ingest" / path).unlink()
+    gone = set(index.loc[index["split"] == "test", ["image", "mask"]].to_numpy().ravel())
+    archive = folder / "data/ingest/pixels-00000.zip"
+    with zipfile.ZipFile(archive) as file:
+        kept = {name: file.read(name) for name in file.namelist() if f"{archive.name}/{name}" not in gone}
+    assert len(kept) + len(gone) == len(index) * 2
+    archive.unlink()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, data in kept.items():
+            file.writestr(name, data)
     monkeypatch.chdir(folder)
     assert main(COMMAND) == 0
     seen = []
