@@ -359,7 +359,13 @@ def _sync(args: argparse.Namespace) -> int:
 
     register = _mlflow(args)
     with _kubeflow(args) as (client, namespace):
-        experiment = client.get_experiment(experiment_name=args.experiment, namespace=namespace)
+        try:
+            experiment = client.get_experiment(experiment_name=args.experiment, namespace=namespace)
+        except ValueError as error:
+            raise UserError(
+                f"--experiment {args.experiment}: Kubeflow at {args.host} has no experiment of this name; name the one "
+                "that runs were submitted to."
+            ) from error
         runs, token = [], ""
         while True:
             answer = _parsed(

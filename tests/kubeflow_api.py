@@ -1,4 +1,8 @@
-"""An HTTP server that answers like the API of Kubeflow Pipelines, by a script; kfp's own client talks to it."""
+"""An HTTP server that answers like the API of Kubeflow Pipelines, by a script; kfp's own client talks to it.
+
+It refuses what the real one (2.17) refuses, in its words: an unknown run or experiment, an argument that is missing, a
+cron that is none, a path that does not exist.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 _ROOT = "/apis/v2beta1"
 
@@ -28,14 +33,19 @@ class KubeflowApi:
     experiments: bool = False
     posted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
+    # Of the request that is answered.
+    query: dict[str, str] = field(default_factory=dict)
     host: str = ""
 
-    def answer(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    def answer(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if method == "POST":
-            # As the real one: it knows whose a run is by its experiment's namespace, or there is only its own.
-            names = body.get("namespace") if path == "/experiments" else None
-            if path == "/experiments" and bool(names) != self.multi_user:
-                return None
+            # It knows whose a run is by its experiment's namespace, or there is only its own.
+            if path == "/experiments" and bool(body.get("namespace")) != self.multi_user:
+                raise Refused(400, 3, "Failed to create an experiment: Invalid input error: namespace")
+            if path in ("/runs", "/recurringruns"):
+                _check_run(body)
+            if path == "/recurringruns":
+                _check_cron(body)
             self.posted.append((path, body))
         match method, path:
             case "GET", "/healthz":
@@ -44,7 +54,10 @@ class KubeflowApi:
                 known = [{"experiment_id": "e1", "display_name": "amlp"}]
                 return {"experiments": known, "total_size": 1} if self.experiments else {}
             case "GET", "/runs":
-                return {"runs": self.runs}
+                # One page each: a client that forgets the token sees the first only.
+                page = int(self.query.get("page_token") or 0)
+                more = {"next_page_token": str(page + 1)} if page + 1 < len(self.runs) else {}
+                return {"runs": self.runs[page : page + 1], "total_size": len(self.runs)} | more
             case "POST", "/experiments":
                 return {"experiment_id": "e1", "display_name": body["display_name"]}
             case "POST", "/runs":
@@ -53,7 +66,49 @@ class KubeflowApi:
                 return {"recurring_run_id": "s1", "display_name": body["display_name"]}
             case "GET", "/runs/r1" | "/runs/r7":
                 return self.runs[0] if len(self.runs) == 1 else self.runs.pop(0)
-        return None
+            case "GET", _ if path.startswith("/runs/"):
+                name = path.removeprefix("/runs/")
+                raise Refused(404, 5, f"Failed to get a run: ResourceNotFoundError: Run {name} not found")
+        raise Refused(404, 5, "Not Found")
+
+
+@dataclass
+class Refused(Exception):
+    """An answer that is an error: HTTP's status, gRPC's code, and its words."""
+
+    status: int
+    code: int
+    message: str
+
+    @property
+    def body(self) -> dict[str, Any]:
+        detail = {"@type": "type.googleapis.com/google.rpc.Status", "code": self.code, "message": self.message}
+        return {"code": self.code, "message": self.message, "details": [detail]}
+
+
+def _check_run(body: dict[str, Any]) -> None:
+    if body.get("experiment_id") != "e1":
+        raise Refused(404, 5, f"ResourceNotFoundError: Experiment {body.get('experiment_id')} not found")
+    spec = body["pipeline_spec"].get("pipeline_spec") or body["pipeline_spec"]
+    if "root" not in spec:
+        raise Refused(500, 13, "InvalidInputError: unknown template format: pipeline spec is invalid")
+    wanted = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    given = body.get("runtime_config", {}).get("parameters", {})
+    for name, parameter in wanted.items():
+        if name not in given and "defaultValue" not in parameter and not parameter.get("isOptional"):
+            text = f"parameter {name} is not optional, yet has neither default value nor user provided value"
+            raise Refused(400, 3, f"Failed to create a new run: Invalid input error: {text}")
+    if unknown := sorted(given.keys() - wanted.keys()):
+        raise Refused(
+            400, 3, f"Failed to create a new run: Invalid input error: parameter {unknown[0]} is not expected"
+        )
+
+
+def _check_cron(body: dict[str, Any]) -> None:
+    cron = body["trigger"]["cron_schedule"]["cron"]
+    if not 5 <= len(cron.split()) <= 6:
+        text = f"Expected 5 to 6 fields, found {len(cron.split())}: {cron}"
+        raise Refused(400, 3, f"Failed to create a recurring run due to conversion error: Invalid input error: {text}")
 
 
 @contextmanager
@@ -69,19 +124,18 @@ def kubeflow_api() -> Iterator[KubeflowApi]:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else {}
             api.tokens.add(self.headers.get("authorization") or "")
-            answer, refuse = None, api.refuse
-            if api.storm and "/runs/" in self.path:
+            path, _, query = self.path.partition("?")
+            api.query = dict(parse_qsl(query))
+            code, refuse = 200, api.refuse
+            if api.storm and "/runs/" in path:
                 refuse = api.storm.pop(0)
-            if not refuse:
-                answer = api.answer(self.command, self.path.partition("?")[0].removeprefix(_ROOT), body)
-            code = refuse or (404 if answer is None else 200)
-            # As the real one's errors.
-            error = {
-                "code": 5,
-                "message": "Failed to get it: ResourceNotFoundError: Run nosuch not found",
-                "details": [],
-            }
-            data = json.dumps(answer if answer is not None else error).encode()
+            try:
+                if refuse:
+                    raise Refused(refuse, 14, "upstream connect error")
+                answer = api.answer(self.command, path.removeprefix(_ROOT), body)
+            except Refused as error:
+                code, answer = error.status, error.body
+            data = json.dumps(answer).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))

@@ -156,6 +156,11 @@ class Cluster:
 
         return until(now, f"a pod of {task}", RUN_SECONDS)
 
+    def working(self, run: str) -> bool:
+        """Whether a pod of a run has not ended."""
+        states = self.kubectl("get", "pods", "-l", f"pipeline/runid={run}", "-o", "jsonpath={.items[*].status.phase}")
+        return not set(states.split()) <= {"Succeeded", "Failed"}
+
     def execute(self, pod: str, code: str) -> str:
         """Run Python in a task's container; it may be gone before the answer comes."""
         return self.kubectl("exec", pod, "-c", "main", "--", "python3", "-c", code, check=False)

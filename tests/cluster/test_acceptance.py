@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipelines.runs import TASKS
-from tests.real_cluster import SOON_SECONDS, Cluster, Ended, until
+from tests.real_cluster import RUN_SECONDS, SOON_SECONDS, Cluster, Ended, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
@@ -147,6 +147,23 @@ def test_a_run_that_is_terminated(cluster: Cluster, first: Ended) -> None:
     ended = cluster.wait(run, sync=True)
     cluster.note("terminated", ended)
     assert (ended.status, ended.outcome) == ("KILLED", "CANCELED") and "pretrain" in ended.task
+
+
+def test_kubeflows_controller_is_away_for_a_while(cluster: Cluster, first: Ended) -> None:
+    """What ran goes to its end, and the rest follows when the controller is back."""
+    deployment = "deployment/workflow-controller"
+    if not cluster.kubectl("get", deployment, "-o", "name", check=False):
+        pytest.skip(f"no {deployment} in the namespace")
+    run = cluster.submit(PARAMS, "--name", "controller away", "--fresh", "finetune")
+    cluster.running(run, "finetune")
+    cluster.kubectl("scale", deployment, "--replicas=0")
+    try:
+        until(lambda: not cluster.working(run), "the end of the tasks that ran", RUN_SECONDS)
+    finally:
+        cluster.kubectl("scale", deployment, "--replicas=1")
+    ended = cluster.wait(run)
+    cluster.note("controller away", ended)
+    succeeded(ended)
 
 
 def test_objects_that_kubeflows_store_lost(cluster: Cluster, first: Ended) -> None:

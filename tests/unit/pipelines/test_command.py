@@ -206,6 +206,14 @@ def test_runs_that_nobody_closed_are_closed_in_mlflow(
     assert json.loads(capsys.readouterr().out)["error"] == "The run was terminated at pretrain."
 
 
+def test_an_experiment_that_nobody_made_has_no_runs_to_close(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.multi_user = False
+    assert main(["sync", "--host", api.host, "--experiment", "nosuch"]) == 2
+    assert "--experiment nosuch: Kubeflow at " in capsys.readouterr().err
+
+
 def test_a_run_that_fails_is_submitted_again(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,4 +321,4 @@ def test_an_api_that_refuses_is_told(api: KubeflowApi, folder: Path, capsys: pyt
     api.runs, api.refuse = [DONE], 0
     assert main(["status", "other", "--host", api.host]) == 2
     told = capsys.readouterr().err
-    assert "404" in told and "ResourceNotFoundError: Run nosuch not found" in told
+    assert "404" in told and "ResourceNotFoundError: Run other not found" in told
