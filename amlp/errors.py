@@ -23,7 +23,7 @@ class ListedError(UserError):
     """
 
     def __init__(self, headline: str, problems: Sequence[str], advice: str = "") -> None:
-        self.problems = list(problems)
+        self.headline, self.problems, self.advice = headline, list(problems), advice
         lines = [headline, *(f"  - {problem}" for problem in self.problems)]
         if advice:
             lines.append(advice)

@@ -167,13 +167,22 @@ def _child(module: str, name: str, inputs: Mapping[str, Any], sender: Connection
         # The class of a named tuple is known to this process alone; kfp takes any tuple.
         sender.send(Attempt("ok", "", tuple(result) if isinstance(result, tuple) else result, metadata))
     except Exception as error:
+        message = _named(_said(error), inputs)
         if is_transient(error):
-            sender.send(Attempt("pass", _said(error)))
+            sender.send(Attempt("pass", message))
         elif isinstance(error, UserError):
-            sender.send(Attempt("mistake", str(error)))
+            sender.send(Attempt("mistake", message))
         else:
             traceback.print_exc()
-            sender.send(Attempt("error", _said(error)))
+            sender.send(Attempt("error", message))
+
+
+def _named(message: str, inputs: Mapping[str, Any]) -> str:
+    """Call artifacts by their names: their folders are the pod's own, and gone with it."""
+    paths = {value.path: name for name, value in inputs.items() if getattr(value, "path", None)}
+    for path in sorted(paths, key=len, reverse=True):
+        message = message.replace(path, paths[path])
+    return message
 
 
 @contextmanager

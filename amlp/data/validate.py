@@ -32,6 +32,8 @@ from amlp.progress import progress
 # Side of the thumbnails by which near-duplicates are found: fine enough for a scene, too coarse for speckle.
 THUMBNAIL = 16
 SHOWN_CASES = 20
+BAD_CASES = "bad_cases.csv"
+REMEDY = "Repair or remove the images, change the limits under `validate`, or raise validate.tolerance."
 # Cases handed out at a time: what waits in memory stays small, however many there are.
 WINDOW = 256
 TOUCHING = np.ones((3, 3), dtype=bool)
@@ -70,7 +72,7 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
         report = Path(scratch)
         judgement = judge(manifest, params=params, docs=report / "data_docs")
         bad, odd = judgement.bad["case_id"].nunique(), judgement.odd["case_id"].nunique()
-        judgement.bad.to_csv(report / "bad_cases.csv", index=False)
+        judgement.bad.to_csv(report / BAD_CASES, index=False)
         judgement.odd.to_csv(report / "warnings.csv", index=False)
         write_json(report / "expectations.json", judgement.result)
         usable = manifest[~manifest["case_id"].isin(judgement.bad["case_id"])]
@@ -93,8 +95,7 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
             raise ListedError(
                 f"{path}: {bad} of {len(manifest)} cases ({bad / len(manifest):.1%}) are bad ({by_column}), {why}",
                 _lines(judgement.bad),
-                f"All are in {failed}/bad_cases.csv; {failed}/data_docs/index.html shows them by expectation. "
-                "Mend or remove the images, change the limits under `validate`, or raise validate.tolerance.",
+                f"All are in {failed}/{BAD_CASES}; {failed}/data_docs/index.html shows them by expectation. {REMEDY}",
             )
         with atomic_dir(out) as folder:
             shutil.copytree(report, folder, dirs_exist_ok=True)

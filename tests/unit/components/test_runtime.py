@@ -88,6 +88,19 @@ def test_a_users_error_is_recorded_and_has_its_exit_code(
     assert run.data.tags["pipeline_error"] == "find-lesions: images.csv: 3 columns; expected 4"
 
 
+def test_an_error_names_artifacts_and_not_the_folders_of_the_pod(task: Any, tmp_path: Path, tracking_uri: str) -> None:
+    def refuse(cases: Artifact, cases_more: Artifact) -> None:
+        raise UserError(f"{cases.path}/manifest.parquet and {cases_more.path}: not of the same patients")
+
+    found = [Artifact(name, str(tmp_path / "deep" / name)) for name in ("cases", "cases-more")]
+    with pytest.raises(SystemExit):
+        task(refuse, cases=found[0], cases_more=found[1])
+    [run] = parents(tracking_uri)
+    assert run.data.tags["pipeline_error"] == (
+        "find-lesions: cases/manifest.parquet and cases_more: not of the same patients"
+    )
+
+
 def test_a_bug_is_recorded_with_its_traceback_and_tried_once(
     task: Any, tracking_uri: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
