@@ -311,7 +311,7 @@ def _show(run: Any, run_id: str, args: argparse.Namespace) -> int:
     link = f"{(args.host or '').rstrip('/')}/#/runs/details/{run_id}"
     state = run.get("state") if isinstance(run.get("state"), str) else None
     if args.json:
-        error = _reason(args, run_id, hint=False) if state == "FAILED" else ""
+        error = _reason(args, run_id) if state == "FAILED" else ""
         print(json.dumps({**as_json(run, link), "error": error or None}, indent=2))
     else:
         terminated = " (it was terminated)" if state != "CANCELED" and end_of(run) == "CANCELED" else ""
@@ -319,7 +319,7 @@ def _show(run: Any, run_id: str, args: argparse.Namespace) -> int:
         for row in rows_of(run):
             print(f"  {row}")
         if state == "FAILED" and not terminated:
-            print(_reason(args, run_id))
+            print(_reason(args, run_id) or _where_the_reason_is(args))
         print(link)
     return _CODES.get(state or "", RUNNING)
 
@@ -334,22 +334,29 @@ def _mlflow(args: argparse.Namespace) -> RegisterParams:
     return register
 
 
-def _reason(args: argparse.Namespace, run_id: str, *, hint: bool = True) -> str:
-    """Why a run failed, which its tasks wrote to MLflow: Kubeflow's API has no reasons."""
+def _reason(args: argparse.Namespace, run_id: str) -> str:
+    """Why a run failed, as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; empty where nobody wrote it."""
     from amlp.registry.outcome import read_error
 
-    found = ""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        try:
-            found = read_error(params=_mlflow(args), pipeline=run_id)
-        except UserError as error:
-            # The run's state is known all the same.
-            print(error, file=sys.stderr)
-    if found or not hint:
-        return found
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return ""
+    try:
+        return read_error(params=_mlflow(args), pipeline=run_id)
+    except UserError as error:
+        # The run's state is known all the same.
+        print(error, file=sys.stderr)
+        return ""
+
+
+def _where_the_reason_is(args: argparse.Namespace) -> str:
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return (
+            "Why stands in MLflow, at the run's tag pipeline_error, and is shown here where MLFLOW_TRACKING_URI is set. "
+            "It stands in the failed task's log too."
+        )
     return (
-        "Why stands in MLflow, at the run's tag pipeline_error, and is shown here where MLFLOW_TRACKING_URI is set. "
-        "It stands in the failed task's log too."
+        f"Experiment {_mlflow(args).experiment} of MLflow does not say why. Where the run's parameters name another "
+        "experiment, name them: --params. The reason stands in the failed task's log too."
     )
 
 

@@ -204,6 +204,11 @@ def test_runs_that_nobody_closed_are_closed_in_mlflow(
     assert "The run was terminated at pretrain." in capsys.readouterr().out
     assert main(["status", "r7", "--host", api.host, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"] == "The run was terminated at pretrain."
+    # Somebody else's run, or parameters of another experiment.
+    api.runs = [DONE | {"state": "FAILED"}]
+    (folder / "params.yaml").write_text(yaml.safe_dump({"register": {"experiment": "others"}}))
+    assert main(["status", "r7", "--host", api.host]) == 1
+    assert "Experiment others of MLflow does not say why." in capsys.readouterr().out
 
 
 def test_an_experiment_that_nobody_made_has_no_runs_to_close(
