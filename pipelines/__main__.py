@@ -335,7 +335,7 @@ def _mlflow(args: argparse.Namespace) -> RegisterParams:
 
 
 def _reason(args: argparse.Namespace, run_id: str) -> str:
-    """Why a run failed, as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; empty where nobody wrote it."""
+    """Why a run failed, as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; or empty."""
     from amlp.registry.outcome import read_error
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -351,8 +351,8 @@ def _reason(args: argparse.Namespace, run_id: str) -> str:
 def _where_the_reason_is(args: argparse.Namespace) -> str:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return (
-            "Why stands in MLflow, at the run's tag pipeline_error, and is shown here where MLFLOW_TRACKING_URI is set. "
-            "It stands in the failed task's log too."
+            "Why stands in MLflow, at the run's tag pipeline_error: set MLFLOW_TRACKING_URI to see it here. "
+            "The failed task's log has it too."
         )
     return (
         f"Experiment {_mlflow(args).experiment} of MLflow does not say why. Where the run's parameters name another "

@@ -109,7 +109,8 @@ def test_a_task_that_refuses_its_parameters(cluster: Cluster, first: Ended) -> N
 )
 def test_trainings_that_are_ended_reach_the_same_weights(cluster: Cluster, first: Ended, how: str, code: str) -> None:
     fresh = [word for task in TRAININGS for word in ("--fresh", task)]
-    run = cluster.submit(PARAMS, "--name", how, "--work", f"{cluster.work}/{how.replace(' ', '-')}", *fresh)
+    options = ("--name", how, "--work", f"{cluster.work}/{PARAMS['seed']}-{how.replace(' ', '-')}", *fresh)
+    run = cluster.submit(PARAMS, *options)
 
     def disturb(task: str) -> None:
         pod = cluster.running(run, task)
@@ -127,6 +128,12 @@ def test_trainings_that_are_ended_reach_the_same_weights(cluster: Cluster, first
     for thread in threads:
         thread.join(60)
     cluster.note(f"trainings: {how}", ended)
+    if not code and ended.state == "FAILED":
+        # Argo repeats a pod that it finds gone, and none whose exit code it saw: what --resubmit is for.
+        assert "was asked to end" in ended.error, ended.error
+        run = cluster.submit(PARAMS, *options)
+        ended = cluster.wait(run)
+        cluster.note("trainings: pod deleted, submitted again", ended)
     succeeded(ended)
     assert weights(cluster, run) == weights(cluster, first.id)
     if code:
@@ -134,10 +141,6 @@ def test_trainings_that_are_ended_reach_the_same_weights(cluster: Cluster, first
             cluster.kubectl("logs", cluster.pods(run, task)[-1]["metadata"]["name"], "-c", "main") for task in TRAININGS
         ]
         assert all("This may pass: trying again" in log for log in logs)
-    else:
-        assert all(
-            len(cluster.pods(run, task)) > 1 or cluster.status(run)["state"] == "SUCCEEDED" for task in TRAININGS
-        )
 
 
 def test_a_run_that_is_terminated(cluster: Cluster, first: Ended) -> None:

@@ -171,8 +171,8 @@ def test_the_state_of_a_run_is_shown_task_by_task(
         "  validate         FAILED, 2 tries, 11 s",
         "  preprocess       not run",
         *(f"  {task:16} not reported by Kubeflow" for task in TASKS[4:]),
-        "Why stands in MLflow, at the run's tag pipeline_error, and is shown here where MLFLOW_TRACKING_URI is set. "
-        "It stands in the failed task's log too.",
+        "Why stands in MLflow, at the run's tag pipeline_error: set MLFLOW_TRACKING_URI to see it here. "
+        "The failed task's log has it too.",
         f"{api.host}/#/runs/details/r1",
     ]
     api.runs = [ended]
