@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from typing import Any
@@ -19,6 +20,7 @@ from tests.real_cluster import RUN_SECONDS, SOON_SECONDS, Cluster, Ended, until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 TRAININGS = ("pretrain", "scratch", "finetune")
+_STEPS = re.compile(r" [1-9][0-9]*/[0-9]+ \[.*steps")
 # Long enough for somebody to end a training in the middle.
 PARAMS: dict[str, Any] = {
     # Nothing of an earlier acceptance is in the cache, unless somebody names its seed to continue with it.
@@ -114,8 +116,8 @@ def test_trainings_that_are_ended_reach_the_same_weights(cluster: Cluster, first
 
     def disturb(task: str) -> None:
         pod = cluster.running(run, task)
-        # Some time into the training: its imports alone take seconds.
-        until(lambda: "steps" in cluster.kubectl("logs", pod, "-c", "main", "--tail=50", check=False), task, 300)
+        # Some steps into the training, so that there is something to resume.
+        until(lambda: _STEPS.search(cluster.kubectl("logs", pod, "-c", "main", "--tail=50", check=False)), task, 300)
         if code:
             cluster.execute(pod, code)
         else:
