@@ -29,7 +29,7 @@ PARAMS: dict[str, Any] = {
     "preprocess": {"height": 48, "width": 48, "test_fraction": 0.25, "val_fraction": 0.25},
     "encoder": {"dim": 24, "depth": 2},
     "pretrain": {
-        "epochs": 200, "checkpoint_epochs": 10, "batch": 8, "precision": "fp32", "decoder": {"dim": 12, "depth": 1},
+        "epochs": 120, "checkpoint_epochs": 10, "batch": 8, "precision": "fp32", "decoder": {"dim": 12, "depth": 1},
     },
     "finetune": {"epochs": 60, "precision": "fp32", "channels": 8, "category_epochs": 1},
     "evaluate": {"bootstrap_samples": 100},
