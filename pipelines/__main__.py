@@ -76,7 +76,7 @@ def _cluster(args: argparse.Namespace) -> ClusterParams:
         },
         "node_selector": _pairs(args.node_selector),
         "tolerations": [_json(text) for text in args.toleration],
-        "deadline_hours": args.deadline_hours,
+        "deadline_hours": resources.training.hours if args.deadline_hours is None else args.deadline_hours,
     }
     return parse_section(ClusterParams, settings, "the command line")
 
@@ -430,7 +430,8 @@ def build_parser() -> argparse.ArgumentParser:
         add("--toleration", action="append", default=[], metavar="JSON", help="may be given several times")
         add("--queue", default="", help="of Kueue, for RayJobs")
         add("--owner", default="amlp", help="whom to ask about its RayJobs (default: amlp)")
-        add("--deadline-hours", type=float, default=24.0, metavar="N", help="of one try of a training (default: 24)")
+        text = "of one try of a training (default: what --resources says, else 24)"
+        add("--deadline-hours", type=float, metavar="N", help=text)
 
     def run_options(to: argparse.ArgumentParser) -> None:
         kubeflow(to)

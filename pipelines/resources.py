@@ -21,7 +21,7 @@ class TaskResources(Section):
 
 
 class Resources(Section):
-    """Of every task but the trainings, whose pods `--cpu` and `--memory` describe."""
+    """Of every task, and of the pods of Ray clusters."""
 
     pull_data: TaskResources = TaskResources(memory="2Gi")
     ingest: TaskResources = TaskResources(cpu="2", memory="8Gi", hours=6)
@@ -31,7 +31,7 @@ class Resources(Section):
     register_: TaskResources = Field(default=TaskResources(), alias="register")
     gate: TaskResources = TaskResources(cpu="2", memory="8Gi", hours=6)
     record_outcome: TaskResources = TaskResources(memory="2Gi")
-    # Of a training's pod, unless `--cpu` and `--memory` say otherwise; hours are `--deadline-hours`.
+    # Of a training's pod, unless `--cpu`, `--memory` and `--deadline-hours` say otherwise.
     training: TaskResources = TaskResources(cpu="4", memory="24Gi", hours=24)
     # Of a task that launches a RayJob, and of the pods of its Ray cluster; empty for what the template says.
     launcher: TaskResources = TaskResources()
@@ -82,5 +82,7 @@ def load_resources(name: str) -> Resources:
     values = Resources().model_dump(by_alias=True)
     for task, entry in given.items():
         key = str(task).replace("-", "_")
+        if key != task and key in given:
+            raise UserError(f"{path}: {task} and {key} are the same task; keep one of them.")
         values[key] = {**values.get(key, {}), **entry} if isinstance(entry, dict) else entry
     return parse_section(Resources, values, str(path))

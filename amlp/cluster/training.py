@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from amlp.cluster.storage import check_storage
 from amlp.environment import PIPELINE_RUN, POD_NAME, POD_UID, STATE
@@ -18,8 +18,15 @@ from amlp.params import Count, Params, PositiveFloat, Section
 SETTINGS = "AMLP_CLUSTER"
 # Where a pod finds the namespace that it is in.
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def _text(value: object) -> object:
+    """YAML's `cpu: 2` means what `cpu: "2"` does, for Kubernetes too."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 # As Kubernetes writes cores and bytes.
-Cpu = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
+Cpu = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$"), BeforeValidator(_text)]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]i?$")]
 
 

@@ -125,6 +125,12 @@ def test_a_training_asks_for_what_it_is_given(api: KubeflowApi, folder: Path) ->
     assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("2", "8Gi")
     pods = run["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert int(pods["exec-finetune"]["activeDeadlineSeconds"]) == 3 * 3600
+    # Or as a file says it.
+    (folder / "resources.yaml").write_text("training: {hours: 48}\n")
+    api.posted.clear()
+    assert main(["submit", "--host", api.host, "--resources", "resources.yaml"]) == 0
+    pods = posted(api, "/runs")["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]
+    assert int(pods["deploymentSpec"]["executors"]["exec-finetune"]["activeDeadlineSeconds"]) == 48 * 3600
 
 
 def test_a_schedule_runs_once_at_a_time_and_does_not_make_up_for_the_past(api: KubeflowApi, folder: Path) -> None:

@@ -32,6 +32,9 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
     assert found.of("ingest") == TaskResources(cpu="2", memory="4Gi", hours=6)
     assert found.of("pull-data").cpu == "200m"
     assert found.of("gate") == PRESETS["standard"].of("gate")
+    # As Kubernetes takes it.
+    file.write_text("ingest: {cpu: 2}\ngate: {cpu: 0.5}\n")
+    assert load_resources(str(file)).of("ingest").cpu == "2" and load_resources(str(file)).of("gate").cpu == "0.5"
     file.write_text("")
     assert load_resources(str(file)) == load_resources("standard")
 
@@ -39,7 +42,9 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [("ingets: {memory: 4Gi}", "ingets: unknown key"), ("ingest: {memory: 4 GB}", "ingest.memory"),
-     ("ingest: 4", "ingest"), ("- ingest", "expected tasks"), ("{", "not YAML"), ("ingest: {hours: -1}", "hours")],
+     ("ingest: 4", "ingest"), ("- ingest", "expected tasks"), ("{", "not YAML"), ("ingest: {hours: -1}", "hours"),
+     ("ingest: {cpu: -1}", "ingest.cpu"), ("ingest: {cpu: true}", "ingest.cpu"),
+     ("pull-data: {cpu: 1}\npull_data: {cpu: 2}", "are the same task")],
 )  # fmt: skip
 def test_a_mistake_in_a_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "resources.yaml"
