@@ -33,8 +33,14 @@ from components.contents import check_inputs, describe_outputs
 PAUSES = (15.0, 60.0)
 # Seconds for a child to end once it is asked to; Kubernetes gives the pod 30.
 GRACE = 25.0
-# How often Kubernetes killed a process of this container for lack of memory: cgroup 2 and 1.
-_MEMORY_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+# Of this container, as the kernel shows it.
+CGROUP = Path("/sys/fs/cgroup")
+# How often the kernel killed a process of this container for lack of memory: cgroup 2 and 1.
+_MEMORY_EVENTS = ("memory.events", "memory/memory.oom_control")
+# Share of the container's memory at which the work is ended, where the kernel would end the whole container at 1.
+FULL = 0.95
+# Seconds between two looks at it.
+_LOOK = 0.25
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -132,6 +138,9 @@ def attempt(module: str, name: str, inputs: Mapping[str, Any]) -> Attempt:
     sender.close()
     ended: Attempt | None = None
     try:
+        while not receiver.poll(_LOOK):
+            if taken := nearly_full():
+                return Attempt("memory", f"its process was ended at {taken} of memory; give the task more.")
         with suppress(EOFError):
             ended = receiver.recv()
         child.join()
@@ -201,11 +210,30 @@ def _asked_to_end() -> Iterator[None]:
 
 
 def _lacks_of_memory() -> int:
-    for file in _MEMORY_EVENTS:
+    for name in _MEMORY_EVENTS:
         with suppress(OSError):
-            if found := re.search(r"^oom_kill (\d+)", file.read_text(), re.MULTILINE):
+            if found := re.search(r"^oom_kill (\d+)", (CGROUP / name).read_text(), re.MULTILINE):
                 return int(found[1])
     return 0
+
+
+def nearly_full() -> str:
+    """Say how much memory is taken, where the kernel would soon kill all of this container's processes; else empty.
+
+    With cgroup 2, Kubernetes (since 1.28) has the kernel kill them all at once, unless the node's setting
+    `singleProcessOOMKill` is on. Then nobody would be left to say why, or to try again.
+    """
+    try:
+        if (CGROUP / "memory.oom.group").read_text().strip() != "1":
+            return ""
+        limit = int((CGROUP / "memory.max").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # Without caches of files, which the kernel drops where memory is short.
+        taken = int(stat["anon"]) + int(stat["shmem"])
+    except (OSError, ValueError, KeyError):
+        # Another cgroup, or no limit.
+        return ""
+    return f"{taken / 2**30:.1f} of {limit / 2**30:.1f} GiB" if taken >= FULL * limit else ""
 
 
 def load_settings(folder: Path = SETTINGS_FOLDER) -> None:

@@ -48,8 +48,20 @@ _CHILD = (
 KILL = _CHILD + "[os.kill(p, signal.SIGKILL) for p in children]; print(children)"
 # Not handled by the work: it ends with an exit code.
 INTERRUPT = _CHILD + "[os.kill(p, signal.SIGINT) for p in children]; print(children)"
-# Takes what memory the container has: the kernel then ends the process that is to be ended first.
-SWELL = _CHILD + "x = []\nwhile all(os.path.exists(f'/proc/{p}') for p in children): x.append(bytearray(50_000_000))"
+# Takes what memory the container has, in processes of which each has less than the one that is to be ended, and slowly
+# enough for somebody who watches.
+SWELL = _CHILD + (
+    "import time\n"
+    "def alive(): return any(os.path.exists(f'/proc/{p}') for p in children)\n"
+    "while alive():\n"
+    "    if os.fork() == 0:\n"
+    "        x = []\n"
+    "        while alive():\n"
+    "            x += [bytearray(50_000_000)] if len(x) < 4 else []\n"
+    "            time.sleep(0.1)\n"
+    "        os._exit(0)\n"
+    "    time.sleep(0.4)\n"
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from amlp.errors import UserError
 from components.common import stage
-from components.runtime import PAUSES, Attempt, load_settings, run_task, tried
+from components.runtime import PAUSES, Attempt, load_settings, nearly_full, run_task, tried
 
 
 @pytest.fixture
@@ -173,9 +173,10 @@ def test_lack_of_memory_is_tried_once_more(
     task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking_uri: str
 ) -> None:
     """As the kernel tells it, in the files of cgroup 1 and 2."""
-    events = tmp_path / "memory.events"
+    events = tmp_path / "memory" / "memory.oom_control"
+    events.parent.mkdir()
     events.write_text("low 0\noom 0\noom_kill 0\n")
-    monkeypatch.setattr("components.runtime._MEMORY_EVENTS", (tmp_path / "absent", events))
+    monkeypatch.setattr("components.runtime.CGROUP", tmp_path)
 
     def swell() -> None:
         events.write_text(f"low 0\noom 1\noom_kill {count(tmp_path)}\n")
@@ -186,6 +187,56 @@ def test_lack_of_memory_is_tried_once_more(
     assert counted(tmp_path) == 2
     [run] = parents(tracking_uri)
     assert run.data.tags["pipeline_error"].startswith("find-lesions: its process was killed for lack of memory")
+
+
+GIB = 2**30
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Writes the files of a container of cgroup 2, whose processes the kernel kills all at once."""
+    monkeypatch.setattr("components.runtime.CGROUP", tmp_path)
+
+    def write(anon: float, shmem: float = 0, limit: str = str(4 * GIB), together: str = "1") -> None:
+        (tmp_path / "memory.oom.group").write_text(f"{together}\n")
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        stat = f"anon {int(anon * GIB)}\nfile {9 * GIB}\nshmem {int(shmem * GIB)}\n"
+        (tmp_path / "memory.stat").write_text(stat)
+
+    return write
+
+
+def test_work_is_ended_before_the_kernel_ends_the_whole_task(
+    task: Any, tmp_path: Path, cgroup: Callable[..., None], tracking_uri: str
+) -> None:
+    cgroup(anon=1)
+
+    def swell() -> None:
+        count(tmp_path)
+        cgroup(anon=3.9)
+        signal.pause()
+
+    with pytest.raises(SystemExit):
+        task(swell)
+    assert counted(tmp_path) == 2
+    [run] = parents(tracking_uri)
+    said = "find-lesions: its process was ended at 3.9 of 4.0 GiB of memory; give the task more."
+    assert run.data.tags["pipeline_error"] == said
+
+
+def test_memory_counts_where_its_lack_ends_the_whole_task(cgroup: Callable[..., None], tmp_path: Path) -> None:
+    cgroup(anon=3, shmem=0.9)
+    assert nearly_full() == "3.9 of 4.0 GiB"
+    # Files that the kernel keeps in memory don't.
+    cgroup(anon=3.7)
+    assert not nearly_full()
+    cgroup(anon=5, limit="max")
+    assert not nearly_full()
+    # The kernel would end the one process that takes most.
+    cgroup(anon=5, together="0")
+    assert not nearly_full()
+    (tmp_path / "memory.oom.group").unlink()
+    assert not nearly_full()
 
 
 def test_sigterm_reaches_the_function_and_is_recorded(project: Path, tmp_path: Path, tracking_uri: str) -> None:
