@@ -1,15 +1,15 @@
 """A run of Kubeflow's API as rows for people: one row per task, in the pipeline's order.
 
 The API lists Argo's nodes, several for each task: `x` for all tries, `x(0)`, `x(1)` for each, `x-driver` for Kubeflow's
-own, `executor` for all pods alike; some have no name or no state. Where the node list is large it stops at an earlier
-state. Nothing here relies on a field being there.
+own, `executor`, `executor(0)` for the pods of all tasks alike; some have no name or no state. Where the node list is
+large it stops at an earlier state. Nothing here relies on a field being there.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -60,10 +60,13 @@ def rows_of(run: Any) -> list[Row]:
     nodes = details.get("task_details") if isinstance(details, Mapping) else None
     whole: dict[str, Mapping[str, Any]] = {}
     tries: dict[str, list[Mapping[str, Any]]] = {}
+    pods: dict[tuple[str, str], set[int]] = {}
     for node in nodes if isinstance(nodes, list) else []:
         name = node.get("display_name") if isinstance(node, Mapping) else None
         if not isinstance(name, str) or not name:
             continue
+        if name == "executor" and isinstance(children := node.get("child_tasks"), list):
+            pods.setdefault(_times(node), set()).add(len(children))
         attempt = _TRY.fullmatch(name)
         task = attempt["task"] if attempt else name
         if _NO_TASK.fullmatch(task):
@@ -79,7 +82,8 @@ def rows_of(run: Any) -> list[Row]:
     rows = []
     for task in [*TASKS, *sorted(known - set(TASKS))]:
         if task in known:
-            rows.append(_row(task, whole.get(task), tries.get(task, []), ended=ended))
+            row = _row(task, whole.get(task), tries.get(task, []), ended=ended)
+            rows.append(replace(row, tries=max(row.tries, _pods(whole.get(task), pods))) if row.tries else row)
         elif ended:
             rows.append(Row(task, UNREPORTED))
     return rows
@@ -97,6 +101,19 @@ def _row(task: str, whole: Mapping[str, Any] | None, tries: list[Mapping[str, An
     # A task from the cache succeeds in the moment in which it starts, and never runs.
     cached = state == "SUCCEEDED" and seconds == 0 and isinstance(history, list) and len(history) == 1
     return Row(task, state, 0 if cached else max(1, len(tries)), seconds, cached)
+
+
+def _pods(whole: Mapping[str, Any] | None, pods: Mapping[tuple[str, str], set[int]]) -> int:
+    """How many pods a task had, as Kubeflow repeats one that vanished; 0 where it is not known.
+
+    An `executor` names no task, so it is the one that began and ended with it, if there is only one number of pods.
+    """
+    counts = pods.get(_times(whole), set()) if whole else set()
+    return max(counts) if len(counts) == 1 else 0
+
+
+def _times(node: Mapping[str, Any]) -> tuple[str, str]:
+    return str(node.get("start_time")), str(node.get("end_time"))
 
 
 def _seconds(node: Mapping[str, Any]) -> float | None:

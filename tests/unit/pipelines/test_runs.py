@@ -42,6 +42,20 @@ def test_tasks_from_the_cache_are_told_from_those_that_ran() -> None:
     assert not rows["find-reference"].cached and not rows["record-outcome"].cached
 
 
+def test_pods_that_kubeflow_made_again_are_tries() -> None:
+    def node(name: str, end: int, pods: int) -> dict[str, Any]:
+        return {"display_name": name, "state": "SUCCEEDED", "start_time": "2026-11-26T01:00:00Z",
+                "end_time": f"2026-11-26T01:00:{end}Z", "child_tasks": [{"pod_name": "p"}] * pods}  # fmt: skip
+
+    def tries(*nodes: dict[str, Any]) -> dict[str, int]:
+        return {row.task: row.tries for row in rows_of({"run_details": {"task_details": list(nodes)}})}
+
+    one = [node("pretrain", 30, 1), node("executor", 30, 2), node("scratch", 40, 1), node("executor", 40, 1)]
+    assert tries(*one) == {"pretrain": 2, "scratch": 1}
+    # Both at once: nobody can say whose pods they are.
+    assert tries(*one, node("executor", 30, 3)) == {"pretrain": 1, "scratch": 1}
+
+
 def test_what_kubeflow_did_not_report_is_called_so() -> None:
     found = states("run-succeeded-frozen")
     assert found["gate"] == found["record-outcome"] == UNREPORTED and found["evaluate"] == "SUCCEEDED"
