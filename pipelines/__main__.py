@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -188,6 +189,9 @@ def _kubeflow(args: argparse.Namespace) -> Iterator[tuple[Any, str | None]]:
         raise UserError(
             f"--host {args.host}: Kubeflow answers {answer}{hint}\n{message_of(error.body)}".strip()
         ) from error
+    except BrokenPipeError:
+        # Of standard output: urllib3 has an error of its own for a server's.
+        raise
     except (HTTPError, TimeoutError, OSError) as error:
         raise UserError(
             f"--host {args.host}: Kubeflow Pipelines does not answer there: {error}\n"
@@ -482,9 +486,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         code: int = args.run_command(args)
+        sys.stdout.flush()
     except UserError as error:
         print(f"amlp-pipelines: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader has what it wanted, as `head` does; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return code
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -326,6 +328,16 @@ def test_an_api_that_is_away_for_a_while_does_not_end_the_watch(
     api.storm = [503]
     assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
     assert "Kubeflow answers 503" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_server_that_is_away(api: KubeflowApi, folder: Path) -> None:
+    # More than a pipe holds.
+    api.runs = [DONE | {"display_name": "x" * 200_000}]
+    command = f"{sys.executable} -m pipelines status r1 --host {api.host} | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (141, "x", "")
 
 
 def test_an_api_that_refuses_is_told(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
