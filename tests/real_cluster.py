@@ -169,6 +169,12 @@ class Cluster:
         label = f"amlp/pipeline-run={run}"
         return self.kubectl("get", "rayjobs.ray.io", "-l", label, "-o", "name").split()
 
+    def ray_state(self, run: str) -> str:
+        """How far the RayJob of a run is."""
+        path = "jsonpath={.items[*].status.jobDeploymentStatus} {.items[*].status.jobStatus}"
+        label = f"amlp/pipeline-run={run}"
+        return self.kubectl("get", "rayjobs.ray.io", "-l", label, "-o", path).strip() or "new"
+
     def note(self, what: str, ended: Ended) -> None:
         """A line of the table."""
         self.rows.append(
