@@ -152,6 +152,7 @@ def attempt(module: str, name: str, inputs: Mapping[str, Any]) -> Attempt:
     finally:
         receiver.close()
         child.kill()
+        child.join()
     if ended is not None:
         return ended
     code = child.exitcode or 0
