@@ -53,8 +53,10 @@ def _small() -> Resources:
         # Two tasks run at a time on a node of 2 cores and 8 GiB; PyTorch alone takes 1 GiB.
         entry |= {"cpu": "300m", "memory": "2Gi" if entry["memory"] == "2Gi" else "3Gi"}
     values["training"] |= {"cpu": "500m", "memory": "4Gi"}
-    # A head and one worker, beside the task that launches them.
-    values["ray_head"] = {"cpu": "300m", "memory": "2Gi"}
+    # A head and one worker, beside the task that launches them, which takes 130 MB. Ray kills actors of a head at 95 % of
+    # its memory, and a head takes 1.9 GiB.
+    values["launcher"]["memory"] = "1Gi"
+    values["ray_head"] = {"cpu": "300m", "memory": "3Gi"}
     values["ray_worker"] = {"cpu": "500m", "memory": "3Gi"}
     return Resources.model_validate(values)
 

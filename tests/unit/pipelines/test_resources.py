@@ -25,6 +25,16 @@ def test_small_lets_two_tasks_run_on_a_node_of_two_cores() -> None:
         assert asked.hours == PRESETS["standard"].of(task).hours
 
 
+def test_small_has_room_for_two_ray_clusters_on_a_machine_of_sixteen_gib() -> None:
+    """Ray itself takes 1.9 GiB of a head's memory, and kills its own actors at 95 %."""
+    small = PRESETS["small"]
+    head, worker, launcher = (
+        int(memory.removesuffix("Gi"))
+        for memory in (small.ray_head.memory, small.ray_worker.memory, small.launcher.memory)
+    )
+    assert head >= 3 and worker >= 3 and 2 * (head + worker + launcher) <= 14
+
+
 def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text("ingest: {memory: 4Gi}\npull-data: {cpu: 200m}\n")
