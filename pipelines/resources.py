@@ -53,8 +53,8 @@ def _small() -> Resources:
         # Two tasks run at a time on a node of 2 cores and 8 GiB; PyTorch alone takes 1 GiB.
         entry |= {"cpu": "300m", "memory": "2Gi" if entry["memory"] == "2Gi" else "3Gi"}
     values["training"] |= {"cpu": "500m", "memory": "4Gi"}
-    # A head and one worker, beside the task that launches them, which takes 130 MB. Ray kills actors of a head at 95 % of
-    # its memory, and a head takes 1.9 GiB.
+    # A head and one worker, beside the task that launches them, which takes 130 MB. Ray takes 1.9 GiB of a head, and
+    # kills its own actors at 95 %.
     values["launcher"]["memory"] = "1Gi"
     values["ray_head"] = {"cpu": "300m", "memory": "3Gi"}
     values["ray_worker"] = {"cpu": "500m", "memory": "3Gi"}
