@@ -50,7 +50,7 @@ def _small() -> Resources:
     for name, entry in values.items():
         if name.startswith("ray_"):
             continue
-        # Two tasks run at a time on a node of 2 cores and 8 GiB; PyTorch alone takes 1 GiB.
+        # Two tasks run at a time; PyTorch alone takes 1 GiB.
         entry |= {"cpu": "300m", "memory": "2Gi" if entry["memory"] == "2Gi" else "3Gi"}
     values["training"] |= {"cpu": "500m", "memory": "4Gi"}
     # A head and one worker, beside the task that launches them, which takes 130 MB. Ray takes 1.9 GiB of a head, and
