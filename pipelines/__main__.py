@@ -44,7 +44,11 @@ def _compile(args: argparse.Namespace) -> int:
 
     if args.out.suffix != ".yaml":
         raise UserError(f"--out: {args.out} does not end in .yaml, and Kubeflow takes no other file")
-    write_pipeline(args.out, cluster=_cluster(args), resources=_resources(args))
+    cluster, resources = _cluster(args), _resources(args)
+    try:
+        write_pipeline(args.out, cluster=cluster, resources=resources)
+    except OSError as error:
+        raise UserError(f"--out: {args.out}: can't be written: {error.strerror or error}") from error
     for name in _unnamed(args):
         print(f"{name} is not set: the tasks name an image of this release, which no registry has.", file=sys.stderr)
     print(f"Wrote {args.out}")

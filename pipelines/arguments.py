@@ -98,7 +98,7 @@ def pipeline_arguments(
         "node_selector": {} if on_ray else cluster.node_selector,
         "tolerations": [] if on_ray else cluster.tolerations,
     }
-    for name, value in arguments.items():
+    for name, value in {**arguments, "register": record_of(params)}.items():
         if found := re.search(r"\{\{.{0,40}", str(value)):
             # Argo, which runs Kubeflow's tasks, puts its own values in their place.
             raise UserError(f"{name}: {found.group()!r}: Kubeflow replaces what follows two braces; write it without.")

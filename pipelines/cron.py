@@ -46,6 +46,8 @@ def next_times(expression: str, after: datetime, count: int = 3) -> list[datetim
         UserError: it has five fields, which Kubeflow reads otherwise than crontab does, or a value is out of range.
     """
     if every := _EVERY.fullmatch(expression):
+        if max(len(text or "") for text in every.groups()) > 6:
+            raise UserError(f'schedule "{expression[:80]}": expected at most 999999 of each unit.')
         step = timedelta(hours=int(every["h"] or 0), minutes=int(every["m"] or 0), seconds=int(every["s"] or 0))
         if not step:
             raise UserError(f'schedule "{expression}": expected a time, such as @every 24h or @every 1h30m.')
@@ -83,7 +85,7 @@ def _values(expression: str, text: str, part: str, name: str, least: int, most: 
     span, slash, step = part.partition("/")
     low, dash, high = (str(least), "-", str(most)) if span in ("*", "?") else span.partition("-")
     first, last = (_number(word, least, words) for word in (low, high if dash else low))
-    every = int(step) if step.isdecimal() else 0
+    every = _number(step, 0, []) or 0
     if first is None or last is None or not least <= first <= last <= most or (slash and not every):
         raise UserError(
             f'schedule "{expression}": {name} {text!r}: expected numbers from {least} to {most}'
@@ -97,4 +99,5 @@ def _values(expression: str, text: str, part: str, name: str, least: int, most: 
 def _number(word: str, least: int, words: list[str]) -> int | None:
     if word.upper() in words:
         return words.index(word.upper()) + least
-    return int(word) if word.isdecimal() else None
+    # No field has more digits, and Python refuses thousands of them.
+    return int(word) if word.isdecimal() and len(word) < 9 else None

@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from pydantic import Field
 
-from amlp.cluster.training import Asked, Cpu, Memory
+from amlp.cluster.training import Asked, Cpu, Hours, Memory
 from amlp.errors import UserError
-from amlp.params import PositiveFloat, Section, parse_section
+from amlp.params import Section, parse_section
 
 
 class TaskResources(Section):
@@ -17,7 +17,7 @@ class TaskResources(Section):
 
     cpu: Cpu = "1"
     memory: Memory = "4Gi"
-    hours: PositiveFloat = 1.0
+    hours: Hours = 1.0
 
 
 class Resources(Section):

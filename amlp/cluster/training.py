@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,8 +27,11 @@ def _text(value: object) -> object:
 
 
 # As Kubernetes writes cores and bytes.
-Cpu = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$"), BeforeValidator(_text)]
-Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]i?$")]
+_MORE_THAN_0 = r"([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)"
+Cpu = Annotated[str, Field(pattern=rf"^({_MORE_THAN_0}|[1-9][0-9]*m)$"), BeforeValidator(_text)]
+Memory = Annotated[str, Field(pattern=rf"^{_MORE_THAN_0}([KMGT]i|[kMGT])$")]
+# From a minute to a year.
+Hours = Annotated[PositiveFloat, Field(ge=1 / 60, le=8760)]
 
 
 class Asked(Section):
@@ -59,7 +63,7 @@ class ClusterParams(Section):
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, Any]] = Field(default_factory=list)
     # Of one try; a task that is tried again has as long again.
-    deadline_hours: PositiveFloat = 24.0
+    deadline_hours: Hours = 24.0
     start_minutes: PositiveFloat = 60.0
 
     @model_validator(mode="after")
@@ -68,6 +72,8 @@ class ClusterParams(Section):
             raise ValueError("launcher rayjob needs `work`, where Ray's nodes find their files, and `image`")
         if self.launcher == "rayjob" and self.gpus > 1:
             raise ValueError(f"gpus: {self.gpus}: a Ray worker trains on one GPU; give 1, and more workers")
+        if found := re.search(r"\{\{.{0,40}", self.model_dump_json()):
+            raise ValueError(f"{found.group()!r}: Kubeflow replaces what follows two braces; write it without")
         return self
 
 

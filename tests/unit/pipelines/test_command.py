@@ -268,6 +268,8 @@ def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys:
         (["--launcher", "rayjob"], "`work`"),
         (["--launcher", "rayjob", "--work", "s3://bucket"], "pretrain.num_workers: 0"),
         (["--work", "/nfs"], "work: "),
+        (["--work", "s3://bucket/{{workflow.name}}"], "Kubeflow replaces what follows two braces"),
+        (["--owner", "{{x}}"], "Kubeflow replaces what follows two braces"),
         (["--data-repo", "no-such-folder", "--data-path", "images"], "no-such-folder at main"),
         (["--memory", "8 GB"], "memory: "),
         (["--params", "none.yaml"], "none.yaml"),
@@ -283,6 +285,11 @@ def test_a_mistake_is_told_before_anything_is_submitted(
     told = capsys.readouterr().err
     assert message in told and "t0ken" not in told
     assert not api.posted
+
+
+def test_a_pipeline_that_can_not_be_written_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", "--out", "/proc/training.yaml"]) == 2
+    assert "--out: /proc/training.yaml: can't be written" in capsys.readouterr().err
 
 
 def test_images_that_nobody_named_are_not_submitted(

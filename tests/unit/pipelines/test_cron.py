@@ -48,6 +48,9 @@ def test_a_time_of_day_comes_once_a_day(time: tuple[int, int, int], now: datetim
     [
         ("0 3 * * 1", 'expected six fields, .* got 5. Did you mean "0 0 3 \\* \\* 1"'),
         ("not a cron", "got 3"),
+        ("@every 99999999999999h", "at most 999999"),
+        (f"0 0 {'9' * 5000} * * *", "hour"),
+        (f"0 0 */{'9' * 5000} * * *", "hour"),
         ("", "got 0"),
         ("60 0 3 * * 1", "second '60': expected numbers from 0 to 59"),
         ("0 0 24 * * *", "hour '24'"),

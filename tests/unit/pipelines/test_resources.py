@@ -54,6 +54,10 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
     [("ingets: {memory: 4Gi}", "ingets: unknown key"), ("ingest: {memory: 4 GB}", "ingest.memory"),
      ("ingest: 4", "ingest"), ("- ingest", "expected tasks"), ("{", "not YAML"), ("ingest: {hours: -1}", "hours"),
      ("ingest: {cpu: -1}", "ingest.cpu"), ("ingest: {cpu: true}", "ingest.cpu"),
+     ("ingest: {cpu: 0}", "ingest.cpu"), ("ingest: {cpu: 0.5m}", "ingest.cpu"),
+     ("ingest: {memory: 0Gi}", "ingest.memory"),
+     ("ingest: {memory: 4K}", "ingest.memory"), ("ingest: {hours: 1.0e+12}", "hours"),
+     ("ingest: {hours: 1.0e-9}", "hours"),
      ("pull-data: {cpu: 1}\npull_data: {cpu: 2}", "are the same task")],
 )  # fmt: skip
 def test_a_mistake_in_a_file_is_named(tmp_path: Path, text: str, said: str) -> None:
