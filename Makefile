@@ -92,7 +92,7 @@ test-unit: setup ## run the quick tests only, on all cores
 	pytest tests/unit --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 test-gate-mutations: setup ## break the promotion gate in many ways and see that its tests notice each (minutes)
-	python -m tests.mutate_gate
+	python -m tests.support.mutate_gate
 
 lint: setup ## check style and formatting
 	ruff check .
@@ -132,7 +132,7 @@ bench-gate: setup ## simulate how often the promotion gate promotes
 
 pipeline-local: setup ## run the Kubeflow pipeline here, with S3, PostgreSQL and MLflow: make pipeline-local DATA=folder
 	rm -rf workspaces/local
-	python -m pipelines.local $(if $(filter-out file undefined,$(origin DATA)),--data "$(DATA)")
+	python -m devtools.local $(if $(filter-out file undefined,$(origin DATA)),--data "$(DATA)")
 
 images: ## build the container images, tagged by the commit
 	@docker info > /dev/null || { echo "no Docker daemon answers: nothing was built" >&2; exit 2; }

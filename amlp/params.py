@@ -269,7 +269,7 @@ class RegisterParams(Section):
 
 
 class GateParams(Section):
-    """When a challenger takes the champion's place; amlp/registry/gate.py has the rule."""
+    """When a challenger takes the champion's place; amlp/promotion/gate.py has the rule."""
 
     # Gain in mean DSC over all images that must be exceeded.
     min_effect: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01

@@ -21,8 +21,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from amlp.params import GateParams
-from amlp.registry.decision import Kind, exceeds
-from amlp.registry.gate import figure, intervals, judge, parts
+from amlp.promotion.decision import Kind, exceeds
+from amlp.promotion.gate import figure, intervals, judge, parts
 from benchmarks.machine import report
 
 DRAWS = 2000

@@ -3,7 +3,7 @@
     python -m benchmarks.bench_mps --data FOLDER    # FOLDER holds benign/ and malignant/; half a minute on a core
 
 Convention: images stretched to 128 x 128, patches of 8 x 8 pixels; lesion patches and figures as in
-amlp/evaluation/patches.py, a tenth of all patches is lesion. All images with a lesion count. Selected are scores above
+amlp/metrics/patches.py, a tenth of all patches is lesion. All images with a lesion count. Selected are scores above
 1/2, or the top 20 % of the prior.
 
 Intervals are 95 % by bootstrap over images. BUSI names no patients and has near-duplicates, so they are a little too
@@ -35,9 +35,10 @@ from numpy.typing import NDArray
 from amlp.data.images import read_image, read_mask, to_model_input, to_model_mask
 from amlp.data.shards import ShardedSplit
 from amlp.errors import UserError
-from amlp.evaluation.patches import Figure, PatchTally, lesion_patches
 from amlp.files import sha256
 from amlp.method.scores import centre_prior, lesion_scores
+from amlp.metrics.lesion_patches import lesion_patches
+from amlp.metrics.patches import Figure, PatchTally
 from amlp.params import ScoreParams
 from benchmarks.machine import report
 

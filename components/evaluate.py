@@ -21,8 +21,8 @@ def evaluate(
     from pathlib import Path
 
     from amlp.evaluation.evaluate import evaluate
-    from amlp.gallery import write_gallery
     from amlp.params import parse_params
+    from amlp.reporting.gallery import write_gallery
 
     settings = parse_params(json.loads(params), "evaluate_params")
     evaluate(

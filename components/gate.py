@@ -30,25 +30,25 @@ def gate(
     from amlp.errors import UserError
     from amlp.files import read_json, write_json
     from amlp.params import RegisterParams, parse_params
-    from amlp.registry import promotion
-    from amlp.registry.ledger import Overtaken
+    from amlp.promotion import promote
+    from amlp.promotion.ledger import Overtaken
     from amlp.registry.outcome import record_success
     from amlp.registry.tracking import connect
 
     registered = read_json(Path(registration.path))
-    candidate = promotion.Candidate.registered(registered)
+    candidate = promote.Candidate.registered(registered)
     thresholds = parse_params(json.loads(params), "gate_params").gate
 
     def decide() -> tuple[dict[str, Any], bool]:
-        reference = promotion.find_reference(client, candidate)
+        reference = promote.find_reference(client, candidate)
         print(f"The candidate has to beat {f'version {reference}' if reference else 'the model from scratch'}.")
-        found = promotion.decided_before(
+        found = promote.decided_before(
             client, candidate, reference=reference, params=thresholds, scratch=Path(scratch.path)
         )
         if found:
             # Not carried out again: a rollback may have come after it.
             return found, True
-        found = promotion.judge(
+        found = promote.judge(
             client,
             candidate,
             reference=reference,
@@ -57,7 +57,7 @@ def gate(
             shards=Path(shards.path),
             scratch=Path(scratch.path),
         ).as_dict()
-        promotion.conclude(client, candidate, found, reference=reference)
+        promote.conclude(client, candidate, found, reference=reference)
         return found, False
 
     with connect(registered["tracking_uri"]) as client:
@@ -67,7 +67,7 @@ def gate(
             # Another run's candidate is champion since: it is the one to beat.
             print(f"{error}\nJudging again.")
             record, before = decide()
-        promotion.settle(client, candidate.name)
+        promote.settle(client, candidate.name)
     write_json(Path(decision.path), record)
     decision.metadata.update({key: record[key] for key in ("outcome", "reason", "explanation")})
     said = f"{record['outcome']} ({record['reason']}): {record['explanation']}"

@@ -21,7 +21,7 @@ def pretrain(
     """
     from pathlib import Path
 
-    from amlp.gallery import write_gallery
+    from amlp.reporting.gallery import write_gallery
 
     train("pretrain", params, gpus, shards.path, "", encoder.path)
     log_figures(metrics, encoder.path)

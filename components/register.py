@@ -42,9 +42,9 @@ def register(
     from amlp.environment import STATE, check_code
     from amlp.files import write_json
     from amlp.params import parse_params
-    from amlp.registry.links import share_page, write_links
     from amlp.registry.register import register
-    from amlp.report import report
+    from amlp.reporting.links import share_page, write_links
+    from amlp.reporting.report import report
 
     check_code(git_commit)
     # Nothing here could be asked where no image says it.

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from amlp.environment import quiet
-from pipelines.servers import MlflowServer, PostgresServer, S3Server, mlflow_server, postgres, seaweedfs
-from tests.servers import or_skip
+from devtools.servers import MlflowServer, PostgresServer, S3Server, mlflow_server, postgres, seaweedfs
+from tests.support.servers import or_skip
 
 # Before anything imports ray, mlflow, great_expectations or matplotlib.
 quiet()
@@ -105,7 +105,7 @@ def mlflow_platform(
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """Address of a test's own empty bucket; the environment holds the credentials, and the cache is the test's own."""
-    from amlp.cluster.storage import s3_client
+    from amlp.storage import s3_client
 
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)

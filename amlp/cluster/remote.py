@@ -8,10 +8,10 @@ from pathlib import Path
 
 from amlp.cluster.rayjob import JobRequest, submit
 from amlp.cluster.stage import STAGES, StageError
-from amlp.cluster.storage import absolute, check_storage, fetch, publish_once, remove, write
 from amlp.environment import COMMIT_VARIABLE
 from amlp.errors import UserError
 from amlp.params import Params
+from amlp.storage import absolute, check_storage, fetch, publish_once, remove, write
 
 
 def run_as_rayjob(

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from amlp.cluster.storage import check_storage, pin, read, write
 from amlp.environment import check_code, quiet
 from amlp.errors import UserError, is_transient
 from amlp.params import Params, parse_params
+from amlp.storage import check_storage, pin, read, write
 
 STAGES = ("pretrain", "finetune", "scratch")
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from amlp.cluster.storage import check_storage
 from amlp.environment import PIPELINE_RUN, POD_NAME, POD_UID, STATE
 from amlp.errors import UserError
 from amlp.params import Count, Params, PositiveFloat, Section
+from amlp.storage import check_storage
 
 # The variable that holds `ClusterParams` as JSON in a pipeline's training tasks.
 SETTINGS = "AMLP_CLUSTER"

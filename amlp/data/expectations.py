@@ -20,7 +20,7 @@ from amlp.params import ValidateParams
 # Fewer distinct grey values than this: no picture but a mask or a drawing that was filed as one.
 MIN_GREY_LEVELS = 8
 COLUMNS = ["case_id", "expectation", "column", "value", "reason"]
-STYLE = Path(__file__).parents[1] / "templates" / "data_docs.css"
+STYLE = Path(__file__).with_name("data_docs.css")
 
 
 @dataclass(frozen=True)

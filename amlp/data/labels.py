@@ -7,9 +7,6 @@ import pandas as pd
 
 from amlp.errors import UserError
 
-# Of a patch's pixels: what lesion must cover to make it a lesion patch, wherever patches are compared with masks.
-LESION_SHARE = 0.3
-
 
 def labelled_subset(index: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
     """Choose the labelled rows to train on: whole groups, stratified by label.

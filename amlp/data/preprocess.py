@@ -21,9 +21,10 @@ from amlp.data.groups import Groups, assign_splits, group_cases
 from amlp.data.images import read_image, read_mask, to_model_input, to_model_mask
 from amlp.data.shards import MADE_BY, SPLITS, shard_name
 from amlp.errors import UserError
-from amlp.evaluation.patches import PatchTally, as_metrics, central, judge, lesion_patches
 from amlp.files import atomic_dir, write_json
 from amlp.method.scores import centre_prior, lesion_scores
+from amlp.metrics.lesion_patches import lesion_patches
+from amlp.metrics.patches import PatchTally, as_metrics, central, judge
 from amlp.params import PreprocessParams, ScoreParams
 from amlp.progress import progress
 

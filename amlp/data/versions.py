@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from amlp.cluster.storage import StorageError, read
 from amlp.errors import UserError, without_credentials
 from amlp.files import atomic_dir
 from amlp.progress import progress
+from amlp.storage import StorageError, read
 
 _FOLDER_MD5 = re.compile(r"[0-9a-f]{32}\.dir")
 # Requests under way at a time: a small file's time is the way there and back.

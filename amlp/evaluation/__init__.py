@@ -1,1 +1,1 @@
-"""How good the segmenter is on the frozen test split, and how sure of that we can be."""
+"""Scores of trained models on a split: per-case tables, summaries with intervals, thresholds, overlays."""

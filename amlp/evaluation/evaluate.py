@@ -25,11 +25,11 @@ from amlp.data.images import read_image, read_mask
 from amlp.data.labels import labelled_subset, unused_labels
 from amlp.data.shards import ShardedSplit, cases_digest
 from amlp.errors import UserError
-from amlp.evaluation.bootstrap import group_bootstrap
-from amlp.evaluation.metrics import RULE, score_case
 from amlp.evaluation.overlays import Example, draw_overlays, select_examples
 from amlp.evaluation.threshold import Threshold, best_threshold
 from amlp.files import atomic_dir, read_json, write_json
+from amlp.metrics.bootstrap import group_bootstrap
+from amlp.metrics.segmentation import RULE, score_case
 from amlp.models.predictor import Predictor
 from amlp.params import EvaluateParams
 from amlp.progress import progress

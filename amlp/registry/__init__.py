@@ -1,1 +1,1 @@
-"""What becomes of a trained model: lineage, MLflow runs, registered versions, and the models as MLflow loads them."""
+"""What becomes of a trained model: lineage, MLflow runs, versions, cards, and the models as MLflow loads them."""

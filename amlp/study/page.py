@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from amlp.data.shards import ShardedSplit
-from amlp.evaluation.bootstrap import Interval
 from amlp.evaluation.evaluate import FIGURES
-from amlp.evaluation.metrics import RULE
 from amlp.files import write_text
+from amlp.metrics.bootstrap import Interval
+from amlp.metrics.segmentation import RULE
 from amlp.study.pictures import draw_examples, draw_fractions, draw_scores
 from amlp.study.plan import Aim
 from amlp.study.results import ENOUGH_SEEDS, Estimate, Results

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from amlp.errors import UserError
-from amlp.evaluation.bootstrap import Interval, crossed_bootstrap
 from amlp.evaluation.evaluate import with_figures
 from amlp.files import read_json
+from amlp.metrics.bootstrap import Interval, crossed_bootstrap
 from amlp.params import EvaluateParams
 from amlp.study.plan import Aim, Cell, Plan, Scored, Study, Unit
 from amlp.study.store import Made, Store

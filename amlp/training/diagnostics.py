@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amlp.data.augment import apply_views, step_generator
-from amlp.data.labels import LESION_SHARE
 from amlp.data.shards import ShardedSplit
 from amlp.method.losses import gradient_strength, reconstruction_target, unpatchify
 from amlp.method.sampling import choose_patches
+from amlp.metrics.lesion_patches import LESION_SHARE
 from amlp.models.checkpoint import InputStats
 from amlp.models.encoder import EncoderPlan
 from amlp.models.mae import MaskedAutoencoder

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amlp.cluster.storage import absolute, local_copy, output_dir, pin, read, write
 from amlp.data.augment import apply_views, jitter_intensity, random_views, step_generator
 from amlp.data.labels import labelled_subset
 from amlp.data.shards import ShardedSplit, cases_digest, read_stats
@@ -37,6 +36,7 @@ from amlp.models.segmenter import Segmenter, build_network, lesion_probability
 from amlp.models.unet import UNet
 from amlp.params import FinetuneParams, Params
 from amlp.progress import progress
+from amlp.storage import absolute, local_copy, output_dir, pin, read, write
 from amlp.training.launch import check_shares, launch, this_worker
 from amlp.training.optim import WeightAverage, adamw, check_finite, finite_mean, guarded_step, learning_rate
 from amlp.training.precision import autocast, resolve_precision

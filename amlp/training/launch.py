@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from amlp.cluster.storage import absolute, remove
 from amlp.errors import UserError
+from amlp.storage import absolute, remove
 
 T = TypeVar("T", np.ndarray, Tensor)
 

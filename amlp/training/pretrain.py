@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amlp.cluster.storage import absolute, local_copy, output_dir, pin
 from amlp.data.augment import apply_views, random_views, step_generator
 from amlp.data.shards import ShardedSplit, cases_digest, read_stats
 from amlp.errors import UserError
@@ -34,6 +33,7 @@ from amlp.models.encoder import EncoderPlan
 from amlp.models.mae import MaskedAutoencoder
 from amlp.params import Params, PretrainParams
 from amlp.progress import progress
+from amlp.storage import absolute, local_copy, output_dir, pin
 from amlp.training.diagnostics import Monitor
 from amlp.training.launch import Worker, check_shares, launch, this_worker
 from amlp.training.optim import WeightAverage, adamw, check_finite, finite_mean, guarded_step, learning_rate

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amlp.data.labels import LESION_SHARE
 from amlp.data.shards import ShardedSplit
+from amlp.metrics.lesion_patches import LESION_SHARE
 from amlp.models.checkpoint import InputStats
 from amlp.models.encoder import Encoder, EncoderPlan
 

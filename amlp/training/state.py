@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import amlp
-from amlp.cluster.storage import absolute, is_remote, read, remove, write
 from amlp.errors import UserError
 from amlp.files import sha256
 from amlp.models.checkpoint import to_bytes
+from amlp.storage import absolute, is_remote, read, remove, write
 
 
 def run_digest(*parts: Any) -> str:

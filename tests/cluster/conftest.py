@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.real_cluster import NEEDED, Cluster
+from tests.support.real_cluster import NEEDED, Cluster
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipelines.runs import TASKS
-from tests.real_cluster import RUN_SECONDS, SOON_SECONDS, Cluster, Ended, until
+from tests.support.real_cluster import RUN_SECONDS, SOON_SECONDS, Cluster, Ended, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 

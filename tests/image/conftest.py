@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import Images
+from tests.support.containers import Images
 
 
 @pytest.fixture(scope="session")

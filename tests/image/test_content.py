@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from amlp import __version__
 from amlp.environment import QUIET
-from tests.containers import Images, docker
+from tests.support.containers import Images, docker
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from amlp.registry.lineage import folder_md5
-from tests.containers import Images
-from tests.three_stages import PARAMS, STAGES, three_stages_arguments
+from tests.support.containers import Images
+from tests.support.three_stages import PARAMS, STAGES, three_stages_arguments
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 
@@ -99,7 +99,7 @@ def test_kubeflows_tasks_write_the_bytes_of_the_command(
 ) -> None:
     def run_from(commit: str) -> str:
         return run(
-            sys.executable, "-m", "tests.three_stages", str(data), cwd=tmp_path,
+            sys.executable, "-m", "tests.support.three_stages", str(data), cwd=tmp_path,
             given=json.dumps(three_stages_arguments(PARAMS, commit)),
             PYTHONPATH=str(project), AMLP_STAGES_IMAGE=images.name("stages"),
         )  # fmt: skip

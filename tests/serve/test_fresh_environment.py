@@ -16,8 +16,8 @@ from amlp.models.predictor import Predictor
 from amlp.params import parse_params
 from amlp.registry.register import register
 from amlp.registry.tracking import connect
-from tests.scoring import check_server, pictures, scoring_server
-from tests.stage_outputs import write_stage_outputs
+from tests.support.scoring import check_server, pictures, scoring_server
+from tests.support.stage_outputs import write_stage_outputs
 
 # Gigabytes are installed, and downloaded where uv's cache has none of them.
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(1800)]

@@ -24,7 +24,13 @@ LOCKS = ["requirements.lock", "requirements-train.lock", "requirements-pipeline.
 # What a module of the library may import at its top. The rest is slow to import or absent from a training image.
 LIGHT = {"amlp", "numpy", "pandas", "PIL", "psutil", "pydantic", "scipy", "timm", "torch", "tqdm", "yaml"}
 # Each layer may import those before it.
-LAYERS = ["amlp", "components", "pipelines"]
+LAYERS = ["amlp", "components", "pipelines", "devtools"]
+# The library's rooms from the top down. Each imports from those below it and from the ground floor, the single files of
+# amlp/.
+FLOORS = [
+    "cli", "study", "reporting", "serving", "cluster", "promotion", "registry", "evaluation", "training", "models",
+    "data", "method", "metrics",
+]  # fmt: skip
 ENTRY = {
     "ingest": "amlp.data.ingest",
     "validate": "amlp.data.validate",
@@ -34,16 +40,16 @@ ENTRY = {
     "scratch": "amlp.training.finetune",
     "evaluate": "amlp.evaluation.evaluate",
     "register": "amlp.registry.register",
-    "report": "amlp.report",
+    "report": "amlp.reporting.report",
 }
 # What a stage runs or reads without an import that can be seen.
 UNSEEN = {
     # MLflow loads a registered model by the name of its loader module.
     "register": ["amlp.registry.encoder_model", "amlp.registry.segmenter_model"],
-    "report": ["templates/report.html.j2"],
+    "report": ["reporting/templates/report.html.j2"],
 }
 # What these hold cannot change a stage's result, and every stage would depend on them. params.py: DVC sees the values.
-SHARED = {"amlp.cluster.storage", "amlp.environment", "amlp.errors", "amlp.files", "amlp.params", "amlp.progress"}
+SHARED = {"amlp.environment", "amlp.errors", "amlp.files", "amlp.params", "amlp.progress", "amlp.storage"}
 
 
 def module_file(module: str) -> Path | None:
@@ -140,28 +146,34 @@ def test_the_library_runs_without_kubeflow() -> None:
         )
 
 
-def test_storage_is_below_training_and_the_launcher_above() -> None:
-    """Training keeps its state through storage; what submits and runs jobs on a cluster is nobody's part."""
+def library(file: Path) -> set[str]:
+    """Modules of the library that a file imports, at its top or in a function."""
+    return {name for name in imported(ast.walk(ast.parse(file.read_text()))) if name.startswith("amlp.")}
 
-    def parts(file: Path) -> set[str]:
-        return {name for name in imported(ast.walk(ast.parse(file.read_text()))) if name.startswith("amlp.")}
 
-    cluster = PROJECT / "amlp/cluster"
-    below = {name.split(".")[1] for name in parts(cluster / "storage.py")}
-    assert below == {"errors", "files"}
+def test_no_import_runs_up_a_floor() -> None:
+    """The rooms stand on each other, so there is no circle either."""
     for file in (PROJECT / "amlp").rglob("*.py"):
-        if file.parent != cluster:
-            used = {name for name in parts(file) if name.startswith("amlp.cluster")}
-            assert all(name.startswith("amlp.cluster.storage") for name in used), file.relative_to(PROJECT)
-    # A pipeline's image starts RayJobs without the libraries of training.
-    for name in parts(cluster / "rayjob.py"):
-        assert name.split(".")[1] in ("errors",), name
+        room, *inside = file.relative_to(PROJECT / "amlp").with_suffix("").parts
+        if room in ("__init__", "__main__"):
+            continue
+        assert bool(inside) == (room in FLOORS), f"{file.relative_to(PROJECT)}: no room of the design"
+        floor = FLOORS.index(room) if inside else len(FLOORS)
+        above = {name for name in library(file) if name.split(".")[1] in FLOORS[:floor]}
+        assert not above, f"{file.relative_to(PROJECT)} imports {sorted(above)} from above"
+
+
+def test_the_launcher_needs_nothing_of_training() -> None:
+    """A pipeline's image starts RayJobs without those libraries."""
+    for file in (PROJECT / "amlp/cluster/rayjob").glob("*.py"):
+        for name in library(file):
+            assert name.startswith(("amlp.errors", "amlp.cluster.rayjob")), f"{file.relative_to(PROJECT)}: {name}"
 
 
 def test_only_the_client_factory_makes_s3_clients() -> None:
     for file in (PROJECT / "amlp").rglob("*.py"):
         if file.name != "storage.py":
-            assert "boto3" not in packages(file, top=False), f"{file.relative_to(PROJECT)}: use amlp.cluster.storage"
+            assert "boto3" not in packages(file, top=False), f"{file.relative_to(PROJECT)}: use amlp.storage"
 
 
 def test_the_library_imports_only_light_packages_at_module_top() -> None:

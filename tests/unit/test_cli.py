@@ -94,7 +94,7 @@ def test_an_interrupt_ends_with_130_and_no_traceback(
     def interrupted(root: Path) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("amlp.summary.summary", interrupted)
+    monkeypatch.setattr("amlp.reporting.summary.summary", interrupted)
     assert main(["summary"]) == 130
     assert capsys.readouterr().err == "amlp: interrupted\n"
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
-from amlp.cluster import storage
+from amlp import storage
 from amlp.cluster.rayjob import JobFailed, JobRequest
 from amlp.cluster.remote import run_as_rayjob
 from amlp.cluster.stage import read_params
 from amlp.cluster.training import ClusterParams, run_training
 from amlp.errors import UserError
 from amlp.params import Params
-from tests.kube_api import KubeApi, kube_api
-from tests.tiny import settings, write_shards
+from tests.support.kube_api import KubeApi, kube_api
+from tests.support.tiny import settings, write_shards
 
 pytest.importorskip("kubernetes", reason="the launcher's client comes with the `pipelines` extra")
 

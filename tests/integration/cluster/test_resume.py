@@ -15,12 +15,12 @@ import psutil
 import pytest
 import torch
 
-from amlp.cluster import storage
+from amlp import storage
 from amlp.cluster.rayjob import JobRequest, build, load_template
 from amlp.models.checkpoint import load_encoder
 from amlp.training.pretrain import pretrain
-from tests.servers import RayHead, ray_head
-from tests.tiny import settings, write_shards
+from tests.support.servers import RayHead, ray_head
+from tests.support.tiny import settings, write_shards
 
 EPOCHS, WORKERS = 10, 2
 TEMPLATE = Path(__file__).parents[2] / "unit/cluster/rayjob.yaml"

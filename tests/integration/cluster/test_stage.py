@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from amlp.cluster import storage
+from amlp import storage
 from amlp.cluster.stage import main
 from amlp.params import Params
 from amlp.training.finetune import finetune
 from amlp.training.pretrain import pretrain
-from tests.tiny import settings, write_shards
+from tests.support.tiny import settings, write_shards
 
 
 def arguments(bucket: str, stage: str, out: str, *more: str) -> list[str]:

@@ -8,11 +8,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from amlp.cluster.storage import remove, write
 from amlp.data.versions import DataVersion, fetch_version, resolve_version
 from amlp.errors import UserError
 from amlp.registry.lineage import folder_md5
-from pipelines.local import DataRepository
+from amlp.storage import remove, write
+from devtools.local import DataRepository
 
 FILES = {"benign/a.png": b"first", "benign/\u00e9 b.png": b"second", "malignant/c.png": b""}
 

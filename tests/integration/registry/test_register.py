@@ -24,9 +24,9 @@ from amlp.models.predictor import Predictor
 from amlp.params import Params, parse_params
 from amlp.registry.register import STAGES, register
 from amlp.registry.tracking import connect, resolve_uri
-from amlp.report import report
+from amlp.reporting.report import report
 from amlp.serving.weights import segmenter_weights
-from tests.stage_outputs import write_stage_outputs
+from tests.support.stage_outputs import write_stage_outputs
 
 PARAMS = Params()
 MD5 = "0123456789abcdef0123456789abcdef.dir"

@@ -18,8 +18,8 @@ from amlp.models.predictor import Predictor
 from amlp.params import Params, parse_params
 from amlp.registry.register import register
 from amlp.registry.tracking import connect
-from pipelines.servers import MlflowServer, PostgresServer, S3Server
-from tests.stage_outputs import write_stage_outputs
+from devtools.servers import MlflowServer, PostgresServer, S3Server
+from tests.support.stage_outputs import write_stage_outputs
 
 # The first test starts the server, which may take MLFLOW_START_SECONDS on a busy machine, and registers two models.
 pytestmark = pytest.mark.timeout(900)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from amlp.params import parse_params
 from amlp.registry.register import register
-from tests.scoring import check_server, scoring_server
-from tests.stage_outputs import write_stage_outputs
+from tests.support.scoring import check_server, scoring_server
+from tests.support.stage_outputs import write_stage_outputs
 
 # Runs at each start of Python, after what the project's installation put on the path.
 WITHOUT_AMLP = """

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from tests.tiny import settings, write_shards
+from tests.support.tiny import settings, write_shards
 
 EPOCHS = 30
 COMMAND = ["finetune", "--from-scratch"]

@@ -8,7 +8,7 @@ from amlp.models.checkpoint import load_encoder
 from amlp.training.finetune import finetune
 from amlp.training.launch import launch
 from amlp.training.pretrain import pretrain
-from tests.tiny import settings, write_shards
+from tests.support.tiny import settings, write_shards
 
 STEPS = 20
 

@@ -11,10 +11,10 @@ from amlp.data.preprocess import preprocess
 from amlp.data.shards import ShardedSplit
 from amlp.data.validate import with_facts
 from amlp.errors import UserError
-from amlp.evaluation.patches import lesion_patches
+from amlp.metrics.lesion_patches import lesion_patches
 from amlp.params import PreprocessParams, ScoreParams
 from benchmarks.bench_mps import read_cases, read_workspace, refinement, selection
-from tests.ingest_folder import scene, write_ingest
+from tests.support.ingest_folder import scene, write_ingest
 
 
 def picture(number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 
 from amlp.cluster.rayjob import JobRequest, build, connect, load_template
 from amlp.cluster.sweep import main, sweep, why_over
-from tests.kube_api import KubeApi, kube_api
+from tests.support.kube_api import KubeApi, kube_api
 
 TEMPLATE = Path(__file__).with_name("rayjob.yaml")
 

@@ -10,7 +10,7 @@ from kfp.dsl import Dataset, Metrics
 
 from amlp.errors import ListedError
 from components.validate import validate
-from tests.ingest_folder import lesion, scene, write_ingest
+from tests.support.ingest_folder import lesion, scene, write_ingest
 
 
 def test_all_bad_cases_are_in_the_log_of_a_task_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from amlp.data.ingest import perceptual_hashes
 from amlp.data.validate import THUMBNAIL
 from amlp.errors import UserError
 from amlp.params import PreprocessParams
-from tests.ingest_folder import scene
+from tests.support.ingest_folder import scene
 
 DISTANCE = PreprocessParams().near_duplicate_distance
 

@@ -18,7 +18,7 @@ from amlp.errors import UserError
 from amlp.files import read_json
 from amlp.method.scores import lesion_scores
 from amlp.params import PreprocessParams, ScoreParams
-from tests.ingest_folder import lesion, scene, write_ingest
+from tests.support.ingest_folder import lesion, scene, write_ingest
 
 PARAMS = PreprocessParams(height=16, width=32, test_fraction=0.25, val_fraction=0.25, shard_cases=5)
 SCORES = ScoreParams(patch=4)

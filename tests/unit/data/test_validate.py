@@ -12,7 +12,7 @@ from amlp.data.validate import Validated, validate, with_facts
 from amlp.errors import ListedError, UserError
 from amlp.files import read_json
 from amlp.params import ValidateParams
-from tests.ingest_folder import lesion, scene, write_ingest
+from tests.support.ingest_folder import lesion, scene, write_ingest
 
 
 def good(count: int) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes_objects import Object, render
+from tests.support.kubernetes_objects import Object, render
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError
 
-from tests import kubernetes_checks as checks
-from tests.kubernetes_checks import of_kind, references
-from tests.kubernetes_objects import Object, check_schema
+from tests.support import kubernetes_checks as checks
+from tests.support.kubernetes_checks import of_kind, references
+from tests.support.kubernetes_objects import Object, check_schema
 
 Change = Callable[[list[Object]], Any]
 

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from amlp.cluster.rayjob import JobRequest, build, load_template
-from tests.kubernetes_checks import CHECKS, containers, mounts, of_kind, pods, references, templates, writable
-from tests.kubernetes_objects import CRD, RAYJOB_SCHEMA, Object, check_schema, make_rayjob_schema
+from tests.support.kubernetes_checks import CHECKS, containers, mounts, of_kind, pods, references, templates, writable
+from tests.support.kubernetes_objects import CRD, RAYJOB_SCHEMA, Object, check_schema, make_rayjob_schema
 
 # Where the template of prod may differ from the base's, which is the one that is explained.
 PROD_ONLY = {

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.kubernetes_checks import containers, of_kind
-from tests.kubernetes_objects import Object, check_schema, name_of
+from tests.support.kubernetes_checks import containers, of_kind
+from tests.support.kubernetes_objects import Object, check_schema, name_of
 
 
 def within(objects: list[Object], namespace: str) -> list[Object]:

@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.runs import TASKS
-from tests.kubeflow_api import KubeflowApi, kubeflow_api
+from tests.support.kubeflow_api import KubeflowApi, kubeflow_api
 
 # kfp's first import takes long on a machine that is busy.
 pytestmark = pytest.mark.timeout(240)

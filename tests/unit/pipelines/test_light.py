@@ -23,11 +23,11 @@ class Present(PathFinder):
         return None if name.split(".")[0] in sys.argv[1:] else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Present
-import amlp.cluster.rayjob, amlp.cluster.remote, amlp.cluster.storage, amlp.params
+import amlp.cluster.rayjob, amlp.cluster.remote, amlp.storage, amlp.params
 import pipelines.arguments, pipelines.training
 import dvc.api, kfp.kubernetes, mlflow
 
-amlp.cluster.storage.s3_client()
+amlp.storage.s3_client()
 amlp.cluster.rayjob.connect("http://127.0.0.1:9")
 """
 

@@ -8,7 +8,7 @@ import torch
 from amlp.data.images import to_model_input
 from amlp.models.checkpoint import load_encoder
 from amlp.registry.encoder_model import _load_pyfunc
-from tests.stage_outputs import PLAN, write_stage_outputs
+from tests.support.stage_outputs import PLAN, write_stage_outputs
 
 
 def test_features_are_the_mean_patch_tokens_of_the_encoder(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 
 from amlp.files import write_json
 from amlp.params import RegisterParams
-from amlp.registry.links import write_links
 from amlp.registry.outcome import record_error, record_outcome, record_success
 from amlp.registry.tracking import connect, parent_run, pipeline_run
+from amlp.reporting.links import write_links
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from amlp.errors import ListedError, UserError
 from amlp.files import read_json, write_json
 from amlp.params import Params
 from amlp.registry.register import REQUIREMENTS, register
-from tests.stage_outputs import write_stage_outputs
+from tests.support.stage_outputs import write_stage_outputs
 
 IMPORTED_AS = {"PIL": "pillow"}
 

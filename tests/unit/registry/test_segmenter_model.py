@@ -15,7 +15,7 @@ from PIL import Image
 from amlp.data.images import MAX_PIXELS, write_png
 from amlp.models.predictor import Predictor
 from amlp.registry.segmenter_model import SegmenterModel, _load_pyfunc
-from tests.stage_outputs import write_stage_outputs
+from tests.support.stage_outputs import write_stage_outputs
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from amlp.params import PhantomParams
 from amlp.serving import export
 from amlp.serving.export import OPSET, TOLERANCE, export_onnx, native_probability
 from amlp.serving.weights import Weights
-from tests.stage_outputs import write_stage_outputs
+from tests.support.stage_outputs import write_stage_outputs
 
 # PyTorch's exporter is slow to start.
 pytestmark = pytest.mark.timeout(180)

@@ -23,7 +23,7 @@ from amlp.files import read_json, sha256
 from amlp.models.predictor import Predictor
 from amlp.serving.predict import BATCH, COLUMNS, JOURNAL, OVERLAY_SIDE, predict_folder
 from amlp.serving.weights import Weights
-from tests.stage_outputs import write_stage_outputs
+from tests.support.stage_outputs import write_stage_outputs
 
 RANDOM = np.random.default_rng(0)
 

@@ -7,7 +7,7 @@ import pytest
 
 from amlp.errors import ListedError, UserError
 from amlp.study.plan import Cell, load_study, make_plan
-from tests.small_study import ARMS, load
+from tests.support.small_study import ARMS, load
 
 
 def test_later_values_win_and_the_seed_drives_everything(tmp_path: Path) -> None:

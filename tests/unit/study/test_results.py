@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amlp.errors import UserError
-from amlp.evaluation.bootstrap import Interval, crossed_bootstrap
 from amlp.files import read_json, write_json
+from amlp.metrics.bootstrap import Interval, crossed_bootstrap
 from amlp.study.page import escape, number, table, write_page
 from amlp.study.plan import Aim, Cell, Study, Unit, make_plan
 from amlp.study.results import Results, aim_met, collect
 from amlp.study.store import Made, Store
-from tests.small_study import load
-from tests.tiny import write_shards
+from tests.support.small_study import load
+from tests.support.tiny import write_shards
 
 CASES = 16
 ARMS = {

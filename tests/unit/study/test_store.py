@@ -6,8 +6,8 @@ import pytest
 
 from amlp.study.plan import Cell, Unit, make_plan
 from amlp.study.store import Made, Store
-from tests.small_study import load
-from tests.tiny import write_shards
+from tests.support.small_study import load
+from tests.support.tiny import write_shards
 
 MADE = Made(
     code=dict.fromkeys(("pretrain", "finetune", "score"), "c"),

@@ -15,7 +15,7 @@ from amlp.models.unet import UNet
 from amlp.training.finetune import dice_scores, finetune, layer_groups, segmentation_loss
 from amlp.training.pretrain import pretrain
 from amlp.training.state import TrainingState
-from tests.tiny import SIZE, settings, write_shards
+from tests.support.tiny import SIZE, settings, write_shards
 
 
 @pytest.fixture(scope="module")

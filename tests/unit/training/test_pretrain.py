@@ -15,7 +15,7 @@ from amlp.training.optim import check_finite
 from amlp.training.pretrain import ScoreMaps, build_model, pretrain
 from amlp.training.probe import Probe
 from amlp.training.state import TrainingState
-from tests.tiny import settings, write_shards
+from tests.support.tiny import settings, write_shards
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from amlp.data.shards import ShardedSplit, read_stats
 from amlp.models.checkpoint import InputStats
 from amlp.models.encoder import Encoder, EncoderPlan
 from amlp.training.probe import Probe, area_under_curve
-from tests.tiny import PATCH, SIZE, write_shards
+from tests.support.tiny import PATCH, SIZE, write_shards
 
 PLAN = EncoderPlan(channels=1, height=SIZE, width=SIZE, patch=PATCH, dim=24, depth=2, heads=3)
 

@@ -1,0 +1,72 @@
+"""The `amlp` command: one file per family of subcommands.
+
+A stage's own module is imported only when its subcommand runs, so that `amlp --help` does not wait for torch, and after
+the parameters are read, so that their mistakes are told at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from amlp.cli import project, registry, serving, stages, study
+from amlp.cli.arguments import Commands
+from amlp.environment import quiet
+from amlp.errors import UserError
+
+# What a bug report needs to name.
+_NAMED_VERSIONS = ("torch", "timm", "ray", "mlflow", "dvc", "great-expectations", "kfp")
+
+
+class _Version(argparse.Action):
+    """Print the versions that matter, looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="versions of amlp and of what it builds on")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from amlp import __version__
+
+        print(f"amlp {__version__}\npython {sys.version.split()[0]}")
+        for name in _NAMED_VERSIONS:
+            try:
+                print(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                print(f"{name} not installed")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="amlp",
+        description="Pre-train, fine-tune, evaluate and register lesion segmenters.",
+        epilog="`dvc repro` runs the stages in order and skips those whose inputs did not change; "
+        "`amlp COMMAND --help` shows a command's paths.",
+    )
+    parser.add_argument("-V", "--version", action=_Version)
+    commands = Commands(parser)
+    for part in (stages, registry, serving, project, study):
+        part.add_to(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 2 for what the user can mend, 130 when interrupted.
+
+    A study of which a part failed returns 1, and so does a prediction when a file was unreadable.
+    """
+    args = build_parser().parse_args(argv)
+    quiet()
+    try:
+        code: int | None = args.run(args)
+    except UserError as error:
+        print(f"amlp: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("amlp: interrupted", file=sys.stderr)
+        return 130
+    return code or 0

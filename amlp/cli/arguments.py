@@ -1,0 +1,55 @@
+"""What the commands' arguments have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amlp.params import Params
+
+Run = Callable[[argparse.Namespace], int | None]
+
+
+def path_or_s3(text: str) -> Path | str:
+    """A local path, or an address in S3, which a path would mangle."""
+    return text if text.startswith("s3://") else Path(text)
+
+
+def read_params(args: argparse.Namespace) -> Params:
+    """Read the file of `--params`."""
+    from amlp.params import load_params
+
+    return load_params(args.params)
+
+
+class Commands:
+    """The subcommands of `amlp`, as a parser takes them."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._added = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        added = self._added.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    def stage(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        """Add a command that reads the parameters."""
+        added = self.command(name, run, text)
+        path(added, "--params", "params.yaml", "the parameters")
+        return added
+
+
+def path(to: argparse.ArgumentParser, flag: str, default: str | None, text: str) -> None:
+    """Add an option that takes a local path."""
+    shown = f"{text} (default: {default})" if default else text
+    to.add_argument(flag, type=Path, default=Path(default) if default else None, metavar="PATH", help=shown)
+
+
+def place(to: argparse.ArgumentParser, flag: str, default: str | None, text: str) -> None:
+    """Add an option that takes a local path or an address in S3."""
+    shown = f"{text}; local or s3://bucket/prefix" + (f" (default: {default})" if default else "")
+    to.add_argument(flag, type=path_or_s3, default=Path(default) if default else None, metavar="PLACE", help=shown)

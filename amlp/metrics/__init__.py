@@ -1,0 +1,1 @@
+"""Scores of masks and of patches, and how sure of them we can be; no knowledge of models."""

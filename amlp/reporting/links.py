@@ -1,0 +1,74 @@
+"""Ways between the places that show a run: from Kubeflow's page to MLflow, and from MLflow to the report in S3."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from html import escape
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from amlp.files import read_json
+from amlp.registry.tracking import RunLog, connect, pipeline_tags, resolve_uri
+from amlp.storage import absolute, presigned, write
+
+# Where people open MLflow's pages, when that is not where programs reach it.
+MLFLOW_PAGES = "AMLP_MLFLOW_PAGES"
+# The longest that S3 signs a link for.
+_DAYS = 7
+
+
+def write_links(page: Path, registration: Path) -> None:
+    """Write an HTML page that leads to the run and both versions in MLflow.
+
+    Args:
+        page: the file.
+        registration: registration.json.
+    """
+    found = read_json(registration)
+    root = os.environ.get(MLFLOW_PAGES) or found["tracking_uri"]
+    lines = [("Run", found["parent_run_id"], f"#/runs/{found['parent_run_id']}")]
+    for kind in ("encoder", "segmenter"):
+        model = found[kind]
+        place = f"#/models/{model['name']}/versions/{model['version']}"
+        lines.append((kind.capitalize(), f"{model['name']} version {model['version']}", place))
+    items = []
+    for kind, text, place in lines:
+        shown = escape(text)
+        # A database file has no pages, and no other scheme is one to click on.
+        if urlsplit(root).scheme in ("http", "https"):
+            shown = f'<a href="{escape(root.rstrip("/"))}/{escape(place)}" target="_blank">{shown}</a>'
+        items.append(f"<li>{kind}: {shown}</li>")
+    page.write_text(
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>MLflow</title>\n<h1>MLflow</h1>\n<ul>\n'
+        + "\n".join(items)
+        + "\n</ul>\n</html>\n",
+        encoding="utf-8",
+    )
+
+
+def share_page(page: Path, *, place: str, registration: Path) -> str:
+    """Put a page into S3, and a link that opens it without an account on its run in MLflow; returns the link.
+
+    The link ends after 7 days; the page stays.
+
+    Args:
+        page: HTML.
+        place: s3://bucket/prefix.
+        registration: registration.json.
+
+    Raises:
+        UserError: S3 or MLflow can't be reached.
+    """
+    found = read_json(registration)
+    name = next(iter(pipeline_tags().values()), found["parent_run_id"])
+    target = f"{absolute(place)}/{name}/report.html"
+    write(target, page.read_bytes())
+    link = presigned(target, seconds=_DAYS * 24 * 3600, content_type="text/html; charset=utf-8")
+    until = datetime.now(UTC) + timedelta(days=_DAYS)
+    with connect(resolve_uri(found["tracking_uri"], Path())) as client:
+        RunLog(client, found["parent_run_id"]).tags(
+            {"report": target, "report_link": link, "report_link_until": f"{until:%Y-%m-%d %H:%M} UTC"}
+        )
+    print(f"The report is at {target}")
+    return link
