@@ -34,10 +34,14 @@ class InputStats:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Map uint8 (B, C, H, W) to float32 with about zero mean and unit variance."""
+        return self.standardise(images.float() / 255.0)
+
+    def standardise(self, pixels: Tensor) -> Tensor:
+        """Map grey values (B, C, H, W) in 0 .. 1 to about zero mean and unit variance."""
         shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.mean, device=images.device).view(shape)
-        std = torch.tensor(self.std, device=images.device).view(shape)
-        return (images.float() / 255.0 - mean) / std
+        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        return (pixels - mean) / std
 
 
 @dataclass(frozen=True)

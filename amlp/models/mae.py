@@ -49,12 +49,6 @@ class MaskedAutoencoder(nn.Module):
             if module is not None:
                 module.apply(_init_linear)
 
-    def _decode(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.decoder_positions
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
-        return self.decoder_norm(tokens)[:, self.encoder.prefix :]
-
     def forward(self, images: Tensor, masked: Tensor, visible: Tensor) -> tuple[Tensor, Tensor | None]:
         """Reconstruct the masked patches.
 
@@ -67,21 +61,34 @@ class MaskedAutoencoder(nn.Module):
             predictions (B, M, D) of the masked patches, in the order of `masked`, and the category
             logits (B, L) of all patches, None without a category head.
         """
-        seen = self.decoder_embed(self.encoder(images, visible))
-        b, _, dim = seen.shape
-        prefix = self.encoder.prefix
-        # Where each token belongs: the prefix first, then the patches row by row; the mask token fills the rest.
-        place = torch.cat([torch.arange(prefix, device=seen.device).expand(b, -1), visible + prefix], dim=1)
-        tokens = self.mask_token.to(seen.dtype).expand(b, prefix + self.plan.patches, dim)
-        decoded = self._decode(tokens.scatter(1, place.unsqueeze(-1).expand(-1, -1, dim), seen))
-        pixels = self.pixel_head(decoded.gather(1, masked.unsqueeze(-1).expand(-1, -1, dim)))
+        decoded = self.decode(self.fill(self.encode(images, visible), visible))
+        pixels = self.pixel_head(decoded.gather(1, masked.unsqueeze(-1).expand(-1, -1, decoded.shape[-1])))
         logits = self.category_head(decoded).squeeze(-1) if self.category_head is not None else None
         return pixels, logits
+
+    def encode(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Encode the visible patches, or all: tokens (B, prefix + L - M, decoder's width)."""
+        return self.decoder_embed(self.encoder(images, visible))
+
+    def fill(self, seen: Tensor, visible: Tensor) -> Tensor:
+        """Put the mask token where nothing was seen: (B, prefix + L, width), the patches row by row."""
+        b, _, dim = seen.shape
+        prefix = self.encoder.prefix
+        position = torch.cat([torch.arange(prefix, device=seen.device).expand(b, -1), visible + prefix], dim=1)
+        tokens = self.mask_token.to(seen.dtype).expand(b, prefix + self.plan.patches, dim)
+        return tokens.scatter(1, position.unsqueeze(-1).expand(-1, -1, dim), seen)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Decode the tokens of all patches: (B, L, width)."""
+        tokens = tokens + self.decoder_positions
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_norm(tokens)[:, self.encoder.prefix :]
 
     def categories(self, images: Tensor) -> Tensor:
         """Probability (B, L) that a patch belongs to the lesion category, from the unmasked image."""
         assert self.category_head is not None, "this model was built without a category head"
-        return self.category_head(self._decode(self.decoder_embed(self.encoder(images)))).squeeze(-1).float().sigmoid()
+        return self.category_head(self.decode(self.encode(images))).squeeze(-1).float().sigmoid()
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
 
 
-def adamw(groups: Iterable[dict], *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+def adamw(groups: Iterable[Mapping[str, Any]], *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW in which norms, biases and tokens do not decay.
 
     Args:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.integration.registry.test_promotion import BAD, GOOD, Registry, registry
 
 from amlp.cli import main
 from amlp.files import read_json
 from amlp.promotion.ledger import read_history, who
+from tests.integration.promotion.test_promotion import BAD, GOOD, Registry, registry
 
 __all__ = ["registry"]
 

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from amlp.cli import main
 from amlp.errors import UserError
 from amlp.models.predictor import Predictor
+from amlp.promotion import promote
 from amlp.promotion.ledger import Overtaken, ledger_name, read_history
 from amlp.promotion.promote import Candidate, conclude, rollback
 from amlp.registry.register import register
@@ -113,14 +114,14 @@ def test_of_many_promotions_at_once_one_wins_and_the_others_are_told(client: Mlf
         candidates = [Candidate(name, str(2 + turn * count + i)) for i in range(count)]
         ready = FORK.Barrier(count)
 
-        def promote(candidate: Candidate, reference: str = champions[-1], ready: Any = ready) -> None:
+        def promoting(candidate: Candidate, reference: str = champions[-1], ready: Any = ready) -> None:
             ready.wait()
             conclude(
                 MlflowClient(tracking_uri=client.tracking_uri), candidate, verdict(registered, candidate),
                 reference=reference, actor=f"user {candidate.version}",
             )  # fmt: skip
 
-        processes = [in_process(lambda one=candidate: promote(one)) for candidate in candidates]
+        processes = [in_process(lambda one=candidate: promoting(one)) for candidate in candidates]
         for process in processes:
             process.join()
         codes = [process.exitcode for process in processes]
@@ -148,7 +149,7 @@ def test_a_promotion_killed_at_any_write_is_finished_or_never_was(
         model(client, registered, name, 2)
         candidate = Candidate(name, "2")
 
-        def promote(point: int = point, candidate: Candidate = candidate) -> None:
+        def promoting(point: int = point, candidate: Candidate = candidate) -> None:
             left = point
             mine = MlflowClient(tracking_uri=client.tracking_uri)
 
@@ -170,7 +171,7 @@ def test_a_promotion_killed_at_any_write_is_finished_or_never_was(
                 setattr(mine, write, deadly(getattr(mine, write)))
             conclude(mine, candidate, verdict(registered, candidate), reference="1")
 
-        process = in_process(promote)
+        process = in_process(promoting)
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL), point
         # The next command.

@@ -19,8 +19,9 @@ from amlp.data.validate import validate
 from amlp.models.predictor import Predictor
 from amlp.models.segmenter import lesion_probability
 from amlp.params import Params, parse_params
-from amlp.training.finetune import dice_scores, finetune
+from amlp.training.finetune import finetune
 from amlp.training.pretrain import pretrain
+from amlp.training.segmentation import dice_scores
 
 SEEDS = (0, 1, 2)
 # Measured: 0.10, 0.19 and 0.03 for the three seeds.

@@ -12,8 +12,9 @@ from amlp.models.encoder import EncoderPlan
 from amlp.models.predictor import Predictor
 from amlp.models.segmenter import Segmenter, build_network, lesion_probability
 from amlp.models.unet import UNet
-from amlp.training.finetune import dice_scores, finetune, layer_groups, segmentation_loss
+from amlp.training.finetune import finetune
 from amlp.training.pretrain import pretrain
+from amlp.training.segmentation import dice_scores, layer_groups, segmentation_loss
 from amlp.training.state import TrainingState
 from tests.support.tiny import SIZE, settings, write_shards
 
@@ -102,7 +103,7 @@ def test_categories_say_nothing_about_the_presence_of_a_lesion(shards, tmp_path,
     monkeypatch.setattr(TrainingState, "discard", lambda self: None)
     params = settings(finetune={"epochs": 1, "lr": 0.005, "weight_decay": 0.0, "categories": "clusters"})
     finetune(params=params, shards=shards, encoder=None, out=tmp_path / "out", state=tmp_path / "state")
-    [checkpoint] = (tmp_path / "state").glob("finetune-*/categories/last.pt")
+    [checkpoint] = (tmp_path / "state").glob("finetune-*/pseudo-labels/last.pt")
     learnt = torch.load(checkpoint, weights_only=True)["model"]
     plan = EncoderPlan(channels=1, height=SIZE, width=SIZE, **params.encoder.model_dump())
     torch.manual_seed(params.seed)

@@ -12,8 +12,9 @@ from amlp.files import read_json
 from amlp.method.losses import Target
 from amlp.models.checkpoint import load_encoder
 from amlp.training.optim import check_finite
-from amlp.training.pretrain import ScoreMaps, build_model, pretrain
+from amlp.training.pretrain import build_model, pretrain
 from amlp.training.probe import Probe
+from amlp.training.score_maps import ScoreMaps
 from amlp.training.state import TrainingState
 from tests.support.tiny import settings, write_shards
 
@@ -97,6 +98,7 @@ def test_an_odd_patch_has_no_quarters():
 def test_a_step_that_is_not_finite_is_skipped_and_the_training_ends_well(shards, tmp_path, monkeypatch):
     """One poisoned batch in the last epoch: its loss is not finite, the weights and the figures are."""
     import amlp.training.pretrain as module
+    import amlp.training.session as session
 
     calls, real = [], module.views
 
@@ -106,7 +108,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_training_ends_well(shards,
         return (images * torch.nan if len(calls) == 12 else images), lesion, cut
 
     monkeypatch.setattr(module, "views", poisoned)
-    monkeypatch.setattr(module, "check_finite", lambda norms, epoch: check_finite(norms, epoch=epoch, limit=0.5))
+    monkeypatch.setattr(session, "check_finite", lambda norms, epoch: check_finite(norms, epoch=epoch, limit=0.5))
     pretrain(params=settings(), shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
     history = pd.read_csv(tmp_path / "encoder" / "history.csv")
     assert history["skipped"].tolist() == [0, 0, 0, 1]
