@@ -319,7 +319,7 @@ def _show(run: Any, run_id: str, args: argparse.Namespace) -> int:
     link = f"{(args.host or '').rstrip('/')}/#/runs/details/{run_id}"
     state = run.get("state") if isinstance(run.get("state"), str) else None
     if args.json:
-        error = _reason(args, run_id) if state == "FAILED" else ""
+        error, _ = _reason(args, run_id) if state == "FAILED" else ("", "")
         print(json.dumps({**as_json(run, link), "error": error or None}, indent=2))
     else:
         terminated = " (it was terminated)" if state != "CANCELED" and end_of(run) == "CANCELED" else ""
@@ -327,7 +327,8 @@ def _show(run: Any, run_id: str, args: argparse.Namespace) -> int:
         for row in rows_of(run):
             print(f"  {row}")
         if state == "FAILED" and not terminated:
-            print(_reason(args, run_id) or _where_the_reason_is(args))
+            error, elsewhere = _reason(args, run_id)
+            print(error or elsewhere)
         print(link)
     return _CODES.get(state or "", RUNNING)
 
@@ -342,30 +343,25 @@ def _mlflow(args: argparse.Namespace) -> RegisterParams:
     return register
 
 
-def _reason(args: argparse.Namespace, run_id: str) -> str:
-    """Why a run failed, as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; or empty."""
+def _reason(args: argparse.Namespace, run_id: str) -> tuple[str, str]:
+    """Why a run failed, as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; or where else it stands."""
     from amlp.registry.outcome import read_error
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return ""
-    try:
-        return read_error(params=_mlflow(args), pipeline=run_id)
-    except UserError as error:
-        # The run's state is known all the same.
-        print(error, file=sys.stderr)
-        return ""
-
-
-def _where_the_reason_is(args: argparse.Namespace) -> str:
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return (
+        return "", (
             "Why stands in MLflow, at the run's tag pipeline_error: set MLFLOW_TRACKING_URI to see it here. "
             "The failed task's log has it too."
         )
-    return (
-        f"Experiment {_mlflow(args).experiment} of MLflow does not say why. Where the run's parameters name another "
-        "experiment, name them: --params. The reason stands in the failed task's log too."
-    )
+    try:
+        register = _mlflow(args)
+        return read_error(params=register, pipeline=run_id), (
+            f"Experiment {register.experiment} of MLflow does not say why. Where the run's parameters name another "
+            "experiment, name them: --params. The reason stands in the failed task's log too."
+        )
+    except UserError as error:
+        # The run's state is known all the same.
+        print(error, file=sys.stderr)
+        return "", "Why stands in the failed task's log too."
 
 
 def _sync(args: argparse.Namespace) -> int:

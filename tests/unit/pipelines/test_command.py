@@ -219,6 +219,26 @@ def test_runs_that_nobody_closed_are_closed_in_mlflow(
     assert "Experiment others of MLflow does not say why." in capsys.readouterr().out
 
 
+def test_a_run_is_shown_where_its_reason_can_not_be_read(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    api.runs = [DONE | {"state": "FAILED"}]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    (folder / "params.yaml").unlink()
+    assert main(["status", "r1", "--host", api.host]) == 1
+    told = capsys.readouterr()
+    assert "params.yaml" in told.err
+    assert "FAILED\n" in told.out and "failed task's log" in told.out and f"{api.host}/#/runs/details/r1" in told.out
+    assert main(["status", "r1", "--host", api.host, "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["error"] is None and "params.yaml" in told.err
+    (folder / "params.yaml").write_text("{}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
+    assert main(["status", "r1", "--host", api.host]) == 1
+    assert f"{api.host}/#/runs/details/r1" in capsys.readouterr().out
+
+
 def test_an_experiment_that_nobody_made_has_no_runs_to_close(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
