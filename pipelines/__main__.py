@@ -406,6 +406,11 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run_command=run)
         return added
 
+    def whole(text: str) -> int:
+        if not text.isdecimal():
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
+        return int(text)
+
     def kubeflow(to: argparse.ArgumentParser) -> None:
         text = "of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT, else the cluster's own)"
         to.add_argument("--host", default=os.environ.get("KF_PIPELINES_ENDPOINT"), metavar="URL", help=text)
@@ -421,7 +426,9 @@ def build_parser() -> argparse.ArgumentParser:
         add = to.add_argument
         add("--launcher", choices=("pod", "rayjob"), default="pod", help="where trainings run (default: pod)")
         add("--work", default="", metavar="S3", help="s3://bucket/prefix for checkpoints and a Ray cluster's files")
-        add("--gpus", type=int, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)")
+        add(
+            "--gpus", type=whole, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)"
+        )
         text = "of every task's pod: standard, small, or a YAML file (default: standard)"
         add("--resources", default="standard", metavar="NAME", help=text)
         add("--cpu", metavar="N", help="of a training's pod, or of each Ray worker (default: what --resources says)")
@@ -448,7 +455,7 @@ def build_parser() -> argparse.ArgumentParser:
         add("--data-rev", default="main", metavar="REV", help="its branch, tag or commit (default: main)")
         add("--data-path", default="", metavar="PATH", help="folder of the images in it")
         add("--share", default="", metavar="S3", help="s3://bucket/prefix that gets the report, with a link for 7 days")
-        add("--workers", type=int, metavar="N", help="of a training (default: num_workers of the parameters)")
+        add("--workers", type=whole, metavar="N", help="of a training (default: num_workers of the parameters)")
         add("--service-account", metavar="NAME", help="of the tasks (default: Kubeflow's)")
         add("--no-cache", action="store_true", help="run every task, whatever was run before")
         text = "run this task, and those that read what it writes, anew; may be given several times"
@@ -462,7 +469,7 @@ def build_parser() -> argparse.ArgumentParser:
     run_options(added)
     added.add_argument("--wait", action="store_true", help="until it ends; exit code 1 when it fails")
     added.add_argument("--json", action="store_true", help="with --wait: print how it ended as JSON")
-    added.add_argument("--resubmit", type=int, default=0, metavar="N",
+    added.add_argument("--resubmit", type=whole, default=0, metavar="N",
                        help="wait, and submit it again when it fails, N times at most")  # fmt: skip
     added = command("schedule", _schedule, "run it again and again, each time with the data as they are then")
     added.add_argument("cron", help='when, with seconds first: "0 0 3 * * 1" is Mondays at 3')

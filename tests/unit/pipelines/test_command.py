@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,30 @@ def test_a_mistake_is_told_before_anything_is_submitted(
     told = capsys.readouterr().err
     assert message in told and "t0ken" not in told
     assert not api.posted
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--resubmit", ("-1", "1.5", "nan", "", "x")),
+        ("--workers", ("-1", "nan")),
+        ("--gpus", ("-1", "nan")),
+        ("--deadline-hours", ("-1", "0", "nan", "inf", "1e300")),
+        ("--cpu", ("-1", "0", "nan")),
+        ("--memory", ("-1Gi", "0", "nan")),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], option: str, values: Sequence[str]
+) -> None:
+    for value in values:
+        try:
+            code = main(["submit", "--host", api.host, f"{option}={value}"])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        told = capsys.readouterr().err
+        assert code == 2 and not api.posted, value
+        assert option.strip("-").replace("-", "_") in told.replace("-", "_") and "Traceback" not in told, value
 
 
 def test_a_pipeline_that_can_not_be_written_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
