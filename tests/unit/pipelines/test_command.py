@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.runs import TASKS
+from tests.kubeflow_answers import drawn, mutated
 from tests.kubeflow_api import KubeflowApi, kubeflow_api
 
 # kfp's first import takes long on a machine that is busy.
@@ -251,8 +253,7 @@ def test_a_run_that_fails_is_submitted_again(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = {**DONE, "state": "FAILED"}
-    # Each is looked at twice: how it goes, and how it ended.
-    api.runs = [failed, failed, failed, failed, DONE]
+    api.runs = [failed, failed, DONE]
     assert main(["submit", "--host", api.host, "--resubmit", "3"]) == 0
     assert sum(path == "/runs" for path, _ in api.posted) == 3
     assert capsys.readouterr().err.count("Submitting again") == 2
@@ -375,6 +376,21 @@ def test_an_api_that_is_away_for_a_while_does_not_end_the_watch(
     api.runs, api.storm = [DONE | {"state": "RUNNING"}, DONE], [503, 502]
     assert main(["status", "r1", "--host", api.host, "--wait"]) == 0
     assert capsys.readouterr().err.count("does not answer, trying again") == 1
+    # A proxy's own pages, whatever their status.
+    page = "<html>Störung</html>"
+    api.runs = [DONE | {"state": "RUNNING"}, DONE]
+    api.storm = [page.encode(), b"null", 502, page.encode("latin-1"), b"{"]
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 0
+    assert capsys.readouterr().err.count("does not answer, trying again") == 1
+    api.runs, api.odd = [DONE], {"GET /runs/r1": (502, page.encode("latin-1"))}
+    monkeypatch.setattr("pipelines.__main__.OUTAGE", 0.05)
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
+    told = capsys.readouterr().err
+    assert "trying again: 502" in told and "Kubeflow answers 502" in told
+    api.odd = {"GET /runs/r1": (200, page.encode())}
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
+    assert "answers what it never does: '<html>Störung" in capsys.readouterr().err
+    api.odd = {}
     monkeypatch.setattr("pipelines.__main__.OUTAGE", 0.0)
     api.storm = [503]
     assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
@@ -389,6 +405,68 @@ def test_a_reader_that_has_enough_is_no_server_that_is_away(api: KubeflowApi, fo
         ["bash", "-c", command], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200
     )
     assert (done.returncode, done.stdout, done.stderr) == (141, "x", "")
+
+
+NO_ANSWERS = [
+    b"",
+    b"null",
+    b"5",
+    b"[]",
+    b'"text"',
+    b"<html>",
+    b"\xff\xfe\x00\xd8",
+    b'{"a": "\xe9"}',
+    b"[" * 100_000,
+    b'"\\ud800"',
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "asked", "odd"),
+    [
+        ("status r1", "GET /healthz", [*NO_ANSWERS, b'{"multi_user": "no"}', b'{"multi_user": null}']),
+        ("status r1", "GET /runs/r1", [*NO_ANSWERS, b'{"display_name": "\\ud800"}']),
+        ("submit", "GET /experiments", [b"\xff", b"[" * 100_000, b'{"experiments": 5}', b'{"experiments": [5]}',
+                                        b'{"experiments": "ab"}']),
+        ("submit", "POST /experiments", [*NO_ANSWERS, b"{}", b'{"experiment_id": null}', b'{"created_at": "never"}']),
+        ("submit", "POST /runs", [*NO_ANSWERS, b"{}", b'{"run_id": ""}', b'{"run_id": "r1", "created_at": 5}']),
+        ("schedule 0,0,3,*,*,1", "POST /recurringruns", [*NO_ANSWERS, b"{}", b'{"recurring_run_id": null}']),
+        ("sync", "GET /experiments", [*NO_ANSWERS, b'{"experiments": 5}', b'{"experiments": [null]}']),
+        ("sync", "GET /runs", [*NO_ANSWERS, b'{"runs": 5}', b'{"runs": "text"}', b'{"runs": {"a": 1}}',
+                               b'{"runs": [null]}', b'{"next_page_token": 5}', b'{"next_page_token": ["1"]}',
+                               b'{"next_page_token": "again"}']),
+    ],
+)  # fmt: skip
+def test_an_answer_that_the_api_never_gives_is_told(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], command: str, asked: str, odd: list[bytes]
+) -> None:
+    api.experiments = asked == "GET /runs"
+    words = [word.replace(",", " ") for word in command.split()]
+    for text in odd:
+        api.odd = {asked: (200, text)}
+        assert main([*words, "--host", api.host]) == 2, text
+        told = capsys.readouterr().err
+        assert f"--host {api.host}" in told or "--experiment amlp: Kubeflow at " in told, (text, told)
+    if asked != "GET /healthz":
+        # Where it refuses, kfp asks for its health for half a minute.
+        for text in (b"\xff", b"[" * 100_000):
+            api.odd = {asked: (403, text)}
+            assert main([*words, "--host", api.host]) == 2, text
+            assert "Kubeflow answers 403 " in capsys.readouterr().err
+
+
+def test_no_answer_about_runs_ends_in_a_traceback(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.sync.sync", lambda runs, register: [])
+    api.experiments = True
+    listed = {"runs": [drawn()], "next_page_token": "", "total_size": 1}
+    for seed in range(100):
+        chance = random.Random(seed)
+        api.odd = {"GET /runs/r1": (200, json.dumps(mutated(drawn(), chance)).encode()),
+                   "GET /runs": (200, json.dumps(mutated(listed, chance)).encode())}  # fmt: skip
+        assert main(["status", "r1", "--host", api.host]) in (0, 1, 3), seed
+        assert main(["sync", "--host", api.host]) in (0, 2), seed
 
 
 def test_an_api_that_refuses_is_told(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
