@@ -9,8 +9,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,7 +263,8 @@ def _submit(args: argparse.Namespace) -> int:
         package = Path(folder, "training.yaml")
         write_pipeline(package, **fixed)
         experiment = _made("experiment_id", client.create_experiment, args.experiment, namespace=namespace)
-        for left in range(args.resubmit, -1, -1):
+        left, why = args.resubmit, None
+        while True:
             run_id = _made(
                 "run_id",
                 client.create_run_from_pipeline_package,
@@ -276,11 +278,32 @@ def _submit(args: argparse.Namespace) -> int:
             if not (args.wait or args.resubmit):
                 return 0
             run = _watch(client, run_id, args)
-            code = _show(run, run_id, args)
+            last, why = why, _reason(run, run_id, args)
+            code = _show(run, run_id, args, why)
             if code == 0 or not left or end_of(run) != "FAILED":
                 return code
-            print(f"Submitting again, {left} times at most; finished tasks come from the cache.", file=sys.stderr)
-    raise AssertionError
+            if hopeless := _hopeless(why, last):
+                print(f"Not submitted again: {hopeless}.", file=sys.stderr)
+                return code
+            cache = "finished tasks come from the cache" if fixed["cached"] else "without the cache"
+            fresh = f", but for {', '.join(args.fresh)} and what follows" if fixed["cached"] and args.fresh else ""
+            print(f"Submitting again, {left} times at most; {cache}{fresh}.", file=sys.stderr)
+            left -= 1
+
+
+def _hopeless(why: _Reason, last: _Reason | None) -> str:
+    """Say why a run that failed would fail again; empty where it may not, or where nobody knows why it failed.
+
+    Args:
+        why: it failed.
+        last: why the run before it did.
+    """
+    if "mistake" in why.kinds:
+        return "the parameters or the data have to change first"
+    # What passes, or kills, comes from outside, whatever words it has.
+    if last and why.error and why.error == last.error and why.kinds and set(why.kinds) <= {"error", "memory"}:
+        return "it failed for the same reason as before"
+    return ""
 
 
 def _schedule(args: argparse.Namespace) -> int:
@@ -315,7 +338,7 @@ def _schedule(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     with _kubeflow(args) as (client, _):
         run = _watch(client, args.run, args) if args.wait else _get(client, args.run)
-    return _show(run, args.run, args)
+    return _show(run, args.run, args, _reason(run, args.run, args))
 
 
 def _get(client: Any, run_id: str) -> dict[str, Any]:
@@ -361,23 +384,21 @@ def _watch(client: Any, run_id: str, args: argparse.Namespace) -> dict[str, Any]
 _CODES = {"SUCCEEDED": 0, "SKIPPED": 0, "FAILED": 1, "CANCELED": 1}
 
 
-def _show(run: dict[str, Any], run_id: str, args: argparse.Namespace) -> int:
+def _show(run: dict[str, Any], run_id: str, args: argparse.Namespace, why: _Reason) -> int:
     """Print a run's state and its tasks'; return the exit code."""
     from pipelines.sync import end_of
 
     link = f"{(args.host or '').rstrip('/')}/#/runs/details/{run_id}"
     state = run.get("state") if isinstance(run.get("state"), str) else None
     if args.json:
-        error, _ = _reason(args, run_id) if state == "FAILED" else ("", "")
-        print(json.dumps({**as_json(run, link), "error": error or None}, indent=2))
+        print(json.dumps({**as_json(run, link), "error": why.error or None}, indent=2))
     else:
         terminated = " (it was terminated)" if state != "CANCELED" and end_of(run) == "CANCELED" else ""
         print(f"{run.get('display_name') or 'run'} ({run_id}): {state or 'PENDING'}{terminated}")
         for row in rows_of(run):
             print(f"  {row}")
         if state == "FAILED" and not terminated:
-            error, elsewhere = _reason(args, run_id)
-            print(error or elsewhere)
+            print(why.error or why.elsewhere)
         print(link)
     return _CODES.get(state or "", RUNNING)
 
@@ -392,25 +413,42 @@ def _mlflow(args: argparse.Namespace) -> RegisterParams:
     return register
 
 
-def _reason(args: argparse.Namespace, run_id: str) -> tuple[str, str]:
-    """Why a run failed, as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; or where else it stands."""
+@dataclass(frozen=True)
+class _Reason:
+    """Why a run failed.
+
+    Args:
+        error: as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; empty where that is not known.
+        kinds: of errors, as `amlp.registry.outcome.read_error` returns them.
+        elsewhere: where else it stands.
+    """
+
+    error: str = ""
+    kinds: Collection[str] = ()
+    elsewhere: str = ""
+
+
+def _reason(run: dict[str, Any], run_id: str, args: argparse.Namespace) -> _Reason:
     from amlp.registry.outcome import read_error
 
+    if run.get("state") != "FAILED":
+        return _Reason()
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return "", (
-            "Why stands in MLflow, at the run's tag pipeline_error: set MLFLOW_TRACKING_URI to see it here. "
+        return _Reason(
+            elsewhere="Why stands in MLflow, at the run's tag pipeline_error: set MLFLOW_TRACKING_URI to see it here. "
             "The failed task's log has it too."
         )
     try:
         register = _mlflow(args)
-        return read_error(params=register, pipeline=run_id), (
+        return _Reason(
+            *read_error(params=register, pipeline=run_id),
             f"Experiment {register.experiment} of MLflow does not say why. Where the run's parameters name another "
-            "experiment, name them: --params. The reason stands in the failed task's log too."
+            "experiment, name them: --params. The reason stands in the failed task's log too.",
         )
     except UserError as error:
         # The run's state is known all the same.
         print(error, file=sys.stderr)
-        return "", "Why stands in the failed task's log too."
+        return _Reason(elsewhere="Why stands in the failed task's log too.")
 
 
 def _runs(client: Any, experiment: str) -> list[dict[str, Any]]:
@@ -532,7 +570,8 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("--wait", action="store_true", help="until it ends; exit code 1 when it fails")
     added.add_argument("--json", action="store_true", help="with --wait: print how it ended as JSON")
     added.add_argument("--resubmit", type=whole, default=0, metavar="N",
-                       help="wait, and submit it again when it fails, N times at most")  # fmt: skip
+                       help="wait, and submit it again when it fails, N times at most; not after a user's mistake, nor "
+                       "for the same reason twice, which MLFLOW_TRACKING_URI is asked for")  # fmt: skip
     added = command("schedule", _schedule, "run it again and again, each time with the data as they are then")
     added.add_argument("cron", help='when, with seconds first: "0 0 3 * * 1" is Mondays at 3')
     run_options(added)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from amlp.registry.outcome import record_error
 from pipelines.__main__ import main
 from pipelines.runs import TASKS
 from tests.kubeflow_answers import drawn, mutated
@@ -261,11 +262,59 @@ def test_a_run_that_fails_is_submitted_again(
     api.runs = [failed]
     assert main(["submit", "--host", api.host, "--resubmit", "1"]) == 1
     assert sum(path == "/runs" for path, _ in api.posted) == 2
+    # What the cache is not asked for runs again.
+    for option, said in ((["--no-cache"], "without the cache."), ([], "come from the cache."),
+                         (["--fresh", "gate"], "come from the cache, but for gate and what follows.")):  # fmt: skip
+        capsys.readouterr()
+        assert main(["submit", "--host", api.host, "--resubmit", "1", *option]) == 1
+        assert f"1 times at most; {'finished tasks ' * ('come' in said)}{said}" in capsys.readouterr().err
     # Somebody did not want it to go on.
     api.posted.clear()
     api.runs = [failed | {"state_history": [{"state": one} for one in ("RUNNING", "CANCELING", "FAILED")]}]
     assert main(["submit", "--host", api.host, "--resubmit", "5"]) == 1
     assert sum(path == "/runs" for path, _ in api.posted) == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "submitted", "said"),
+    [
+        (["mistake"], 1, "Not submitted again: the parameters or the data have to change first."),
+        (["killed", "mistake"], 1, "Not submitted again: the parameters or the data"),
+        (["error"], 2, "Not submitted again: it failed for the same reason as before."),
+        (["memory"], 2, "Not submitted again: it failed for the same reason as before."),
+        # From outside, or of a version that did not write it down, or of a pod that could not.
+        (["killed"], 4, "Submitting again"),
+        (["error", "pass"], 4, "Submitting again"),
+        ([""], 4, "Submitting again"),
+        ([], 4, "Submitting again"),
+    ],
+)
+def test_what_would_fail_again_is_not_submitted_again(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch, kinds: list[str], submitted: int, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("AMLP_RECORD", json.dumps({"tracking_uri": tracking_uri, "experiment": "amlp"}))
+    monkeypatch.setenv("AMLP_PIPELINE_RUN", "r1")
+    for kind in kinds:
+        record_error(task="validate", message="9 bad cases", kind=kind)
+    monkeypatch.delenv("AMLP_PIPELINE_RUN")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    api.runs = [DONE | {"state": "FAILED"}]
+    assert main(["submit", "--host", api.host, "--resubmit", "3"]) == 1
+    told = capsys.readouterr()
+    assert sum(path == "/runs" for path, _ in api.posted) == submitted
+    assert said in told.err and ("validate: 9 bad cases" in told.out) == bool(kinds)
+
+
+def test_an_error_that_changes_is_submitted_again(
+    api: KubeflowApi, folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    found = iter([("validate: 1", {"error"}), ("gate: 2", {"error"}), ("gate: 2", {"error"})])
+    monkeypatch.setattr("amlp.registry.outcome.read_error", lambda **_: next(found))
+    api.runs = [DONE | {"state": "FAILED"}]
+    assert main(["submit", "--host", api.host, "--resubmit", "5"]) == 1
+    assert sum(path == "/runs" for path, _ in api.posted) == 3
 
 
 def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
