@@ -101,14 +101,15 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
         try:
             ended = tried(lambda: attempt(module, name, inputs), task)
         except _AskedToEnd:
-            _record(task, "was asked to end (SIGTERM): its run was terminated, its pod deleted or its node drained.")
+            said = "was asked to end (SIGTERM): its run was terminated, its pod deleted or its node drained."
+            _record(task, Attempt("killed", said))
             raise SystemExit(128 + signal.SIGTERM) from None
     if ended.end == "ok":
         for argument, metadata in ended.metadata.items():
             inputs[argument].metadata.update(metadata)
         return ended.result
     print(f"amlp: {ended.message}", file=sys.stderr, flush=True)
-    _record(task, ended.message)
+    _record(task, ended)
     raise SystemExit(2 if ended.end == "mistake" else 1)
 
 
@@ -251,12 +252,12 @@ def load_settings(folder: Path = SETTINGS_FOLDER) -> None:
             os.environ.setdefault(file.name, file.read_text(encoding="utf-8").strip("\n"))
 
 
-def _record(task: str, message: str) -> None:
+def _record(task: str, ended: Attempt) -> None:
     """Write the error to MLflow; where that fails too, the task's log has both."""
     from amlp.registry.outcome import record_error
 
     try:
-        record_error(task=task, message=message)
+        record_error(task=task, message=ended.message, kind=ended.end)
     except Exception as second:
         print(f"{task}: the error could not be written to MLflow: {_said(second)}", file=sys.stderr, flush=True)
 

@@ -9,8 +9,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,51 @@ def _json(text: str) -> Any:
         raise UserError(f"--toleration {text}: not JSON: {error}") from error
 
 
+class _OddAnswer(UserError):
+    """Something answers in Kubeflow's place, such as a proxy, or a Kubeflow that is not known here."""
+
+
+def _asked(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call kfp's client, which fails in many ways at answers that it does not know."""
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return call(*arguments, **options)
+    except (ApiException, HTTPError, OSError):
+        raise
+    except Exception as error:
+        if isinstance(error.__context__, ApiException):
+            # A refusal whose text is no UTF-8.
+            raise error.__context__ from None
+        raise _OddAnswer(f"Kubeflow's answer can't be read ({type(error).__name__}: {error})") from error
+
+
+def _made(name: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    """Call kfp's client; return the id of this name in the answer."""
+    found = getattr(_asked(call, *arguments, **options), name, None)
+    if not isinstance(found, str) or not found:
+        raise _OddAnswer(f"Kubeflow's answer has no {name}; whether something was made stands on its pages")
+    return found
+
+
+def _json_of(call: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """Call kfp's client; return the API's JSON, past kfp's models, which fail at what they do not know."""
+    data = _asked(call, _preload_content=False, **options).data
+    with suppress(ValueError, RecursionError):
+        found = json.loads(data)
+        # Halves of characters, which JSON may hold, can't be printed.
+        json.dumps(found, ensure_ascii=False).encode()
+        if isinstance(found, dict):
+            return found
+    raise _odd(data)
+
+
+def _odd(data: Any) -> _OddAnswer:
+    text = data[:200].decode("utf-8", "replace") if isinstance(data, bytes) else json.dumps(data)[:200]
+    return _OddAnswer(f"Kubeflow answers what it never does: {text!r}")
+
+
 @contextmanager
 def _kubeflow(args: argparse.Namespace) -> Iterator[tuple[Any, str | None]]:
     """Connect to Kubeflow's API; yields its client, and the namespace of the runs where users have different ones.
@@ -179,8 +225,10 @@ def _kubeflow(args: argparse.Namespace) -> Iterator[tuple[Any, str | None]]:
     from urllib3.exceptions import HTTPError
 
     try:
-        client = kfp_client.Client(host=args.host, existing_token=os.environ.get(TOKEN_VARIABLE) or None)
-        many = client.get_kfp_healthz().multi_user
+        client = _asked(kfp_client.Client, host=args.host, existing_token=os.environ.get(TOKEN_VARIABLE) or None)
+        many = _json_of(client._healthz_api.healthz_service_get_healthz).get("multi_user", False)
+        if not isinstance(many, bool):
+            raise _odd({"multi_user": many})
         if args.namespace and not many:
             raise UserError(
                 f"--namespace {args.namespace}: this Kubeflow has no users with namespaces of their own, and runs all "
@@ -193,6 +241,8 @@ def _kubeflow(args: argparse.Namespace) -> Iterator[tuple[Any, str | None]]:
         raise UserError(
             f"--host {args.host}: Kubeflow answers {answer}{hint}\n{message_of(error.body)}".strip()
         ) from error
+    except _OddAnswer as error:
+        raise UserError(f"--host {args.host}: {error}; is it the address of Kubeflow Pipelines?") from error
     except BrokenPipeError:
         # Of standard output: urllib3 has an error of its own for a server's.
         raise
@@ -212,23 +262,48 @@ def _submit(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as (client, namespace):
         package = Path(folder, "training.yaml")
         write_pipeline(package, **fixed)
-        for left in range(args.resubmit, -1, -1):
-            run = client.create_run_from_pipeline_package(
+        experiment = _made("experiment_id", client.create_experiment, args.experiment, namespace=namespace)
+        left, why = args.resubmit, None
+        while True:
+            run_id = _made(
+                "run_id",
+                client.create_run_from_pipeline_package,
                 str(package),
                 arguments=arguments,
                 run_name=args.name,
-                experiment_name=args.experiment,
-                namespace=namespace,
+                experiment_id=experiment,
                 service_account=args.service_account,
             )
-            print(f"Run {run.run_id}", file=sys.stderr if args.json else sys.stdout, flush=True)
+            print(f"Run {run_id}", file=sys.stderr if args.json else sys.stdout, flush=True)
             if not (args.wait or args.resubmit):
                 return 0
-            code = _watch(client, run.run_id, args)
-            if code == 0 or not left or end_of(_get(client, run.run_id)) != "FAILED":
+            run = _watch(client, run_id, args)
+            last, why = why, _reason(run, run_id, args)
+            code = _show(run, run_id, args, why)
+            if code == 0 or not left or end_of(run) != "FAILED":
                 return code
-            print(f"Submitting again, {left} times at most; finished tasks come from the cache.", file=sys.stderr)
-    raise AssertionError
+            if hopeless := _hopeless(why, last):
+                print(f"Not submitted again: {hopeless}.", file=sys.stderr)
+                return code
+            cache = "finished tasks come from the cache" if fixed["cached"] else "without the cache"
+            fresh = f", but for {', '.join(args.fresh)} and what follows" if fixed["cached"] and args.fresh else ""
+            print(f"Submitting again, {left} times at most; {cache}{fresh}.", file=sys.stderr)
+            left -= 1
+
+
+def _hopeless(why: _Reason, last: _Reason | None) -> str:
+    """Say why a run that failed would fail again; empty where it may not, or where nobody knows why it failed.
+
+    Args:
+        why: it failed.
+        last: why the run before it did.
+    """
+    if "mistake" in why.kinds:
+        return "the parameters or the data have to change first"
+    # What passes, or kills, comes from outside, whatever words it has.
+    if last and why.error and why.error == last.error and why.kinds and set(why.kinds) <= {"error", "memory"}:
+        return "it failed for the same reason as before"
+    return ""
 
 
 def _schedule(args: argparse.Namespace) -> int:
@@ -241,9 +316,11 @@ def _schedule(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder, _kubeflow(args) as (client, namespace):
         package = Path(folder, "training.yaml")
         write_pipeline(package, follow_data=True, **fixed)
-        experiment = client.create_experiment(args.experiment, namespace=namespace)
-        made = client.create_recurring_run(
-            experiment.experiment_id,
+        experiment = _made("experiment_id", client.create_experiment, args.experiment, namespace=namespace)
+        made = _made(
+            "recurring_run_id",
+            client.create_recurring_run,
+            experiment,
             args.name or "amlp",
             cron_expression=args.cron,
             # A training that takes longer than the interval is not joined by the next.
@@ -253,32 +330,26 @@ def _schedule(args: argparse.Namespace) -> int:
             pipeline_package_path=str(package),
             service_account=args.service_account,
         )
-    print(f"Schedule {made.recurring_run_id}: {args.cron}")
+    print(f"Schedule {made}: {args.cron}")
     print(f"Next, in UTC: {', '.join(f'{time:%a %Y-%m-%d %H:%M:%S}' for time in times)}")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
     with _kubeflow(args) as (client, _):
-        return _watch(client, args.run, args) if args.wait else _show(_get(client, args.run), args.run, args)
+        run = _watch(client, args.run, args) if args.wait else _get(client, args.run)
+    return _show(run, args.run, args, _reason(run, args.run, args))
 
 
-def _get(client: Any, run_id: str) -> Any:
-    """Return a run as the API's JSON: kfp's models fail at what they do not know."""
-    answer = client._run_api.run_service_get_run(run_id=run_id, _preload_content=False)
-    return _parsed(answer)
+def _get(client: Any, run_id: str) -> dict[str, Any]:
+    return _json_of(client._run_api.run_service_get_run, run_id=run_id)
 
 
-def _parsed(answer: Any) -> Any:
-    try:
-        return json.loads(answer.data)
-    except ValueError as error:
-        text = answer.data[:200].decode("utf-8", "replace")
-        raise UserError(f"Kubeflow answers what is no JSON: {text!r}; is --host its address?") from error
+def _watch(client: Any, run_id: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Print what changes until the run ends, and return it; an API that is away for a while does not end that.
 
-
-def _watch(client: Any, run_id: str, args: argparse.Namespace) -> int:
-    """Print what changes until the run ends; an API that is away for a while does not end that."""
+    A proxy says that it is away by a status, or by a page of its own.
+    """
     from kfp_server_api import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -287,12 +358,14 @@ def _watch(client: Any, run_id: str, args: argparse.Namespace) -> int:
     while True:
         try:
             run = _get(client, run_id)
-        except (ApiException, HTTPError, OSError) as error:
-            status = getattr(error, "status", 0) or 500
-            if away is None and status >= 500:
-                print(f"Kubeflow does not answer, trying again: {status}", file=sys.stderr, flush=True)
-            away = time.monotonic() if away is None else away
-            if status < 500 or time.monotonic() - away >= OUTAGE:
+        except (ApiException, HTTPError, OSError, _OddAnswer) as error:
+            status = getattr(error, "status", None)
+            if status and status < 500:
+                raise
+            if away is None:
+                print(f"Kubeflow does not answer, trying again: {status or error}", file=sys.stderr, flush=True)
+                away = time.monotonic()
+            if time.monotonic() - away >= OUTAGE:
                 raise
         else:
             away = None
@@ -302,8 +375,8 @@ def _watch(client: Any, run_id: str, args: argparse.Namespace) -> int:
                 if seen.get(row.task) != state and not args.json:
                     print(f"{row.task}: {state}", flush=True)
                 seen[row.task] = state
-            if isinstance(run, dict) and run.get("state") in ENDED:
-                return _show(run, run_id, args)
+            if run.get("state") in ENDED:
+                return run
         time.sleep(PAUSE)
 
 
@@ -311,23 +384,21 @@ def _watch(client: Any, run_id: str, args: argparse.Namespace) -> int:
 _CODES = {"SUCCEEDED": 0, "SKIPPED": 0, "FAILED": 1, "CANCELED": 1}
 
 
-def _show(run: Any, run_id: str, args: argparse.Namespace) -> int:
+def _show(run: dict[str, Any], run_id: str, args: argparse.Namespace, why: _Reason) -> int:
     """Print a run's state and its tasks'; return the exit code."""
     from pipelines.sync import end_of
 
-    run = run if isinstance(run, dict) else {}
     link = f"{(args.host or '').rstrip('/')}/#/runs/details/{run_id}"
     state = run.get("state") if isinstance(run.get("state"), str) else None
     if args.json:
-        error = _reason(args, run_id) if state == "FAILED" else ""
-        print(json.dumps({**as_json(run, link), "error": error or None}, indent=2))
+        print(json.dumps({**as_json(run, link), "error": why.error or None}, indent=2))
     else:
         terminated = " (it was terminated)" if state != "CANCELED" and end_of(run) == "CANCELED" else ""
         print(f"{run.get('display_name') or 'run'} ({run_id}): {state or 'PENDING'}{terminated}")
         for row in rows_of(run):
             print(f"  {row}")
         if state == "FAILED" and not terminated:
-            print(_reason(args, run_id) or _where_the_reason_is(args))
+            print(why.error or why.elsewhere)
         print(link)
     return _CODES.get(state or "", RUNNING)
 
@@ -342,30 +413,60 @@ def _mlflow(args: argparse.Namespace) -> RegisterParams:
     return register
 
 
-def _reason(args: argparse.Namespace, run_id: str) -> str:
-    """Why a run failed, as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; or empty."""
+@dataclass(frozen=True)
+class _Reason:
+    """Why a run failed.
+
+    Args:
+        error: as its tasks wrote it to MLflow, since Kubeflow keeps no reasons; empty where that is not known.
+        kinds: of errors, as `amlp.registry.outcome.read_error` returns them.
+        elsewhere: where else it stands.
+    """
+
+    error: str = ""
+    kinds: Collection[str] = ()
+    elsewhere: str = ""
+
+
+def _reason(run: dict[str, Any], run_id: str, args: argparse.Namespace) -> _Reason:
     from amlp.registry.outcome import read_error
 
+    if run.get("state") != "FAILED":
+        return _Reason()
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return ""
+        return _Reason(
+            elsewhere="Why stands in MLflow, at the run's tag pipeline_error: set MLFLOW_TRACKING_URI to see it here. "
+            "The failed task's log has it too."
+        )
     try:
-        return read_error(params=_mlflow(args), pipeline=run_id)
+        register = _mlflow(args)
+        return _Reason(
+            *read_error(params=register, pipeline=run_id),
+            f"Experiment {register.experiment} of MLflow does not say why. Where the run's parameters name another "
+            "experiment, name them: --params. The reason stands in the failed task's log too.",
+        )
     except UserError as error:
         # The run's state is known all the same.
         print(error, file=sys.stderr)
-        return ""
+        return _Reason(elsewhere="Why stands in the failed task's log too.")
 
 
-def _where_the_reason_is(args: argparse.Namespace) -> str:
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return (
-            "Why stands in MLflow, at the run's tag pipeline_error: set MLFLOW_TRACKING_URI to see it here. "
-            "The failed task's log has it too."
+def _runs(client: Any, experiment: str) -> list[dict[str, Any]]:
+    """Return an experiment's runs as the API's JSON, page by page."""
+    runs: list[dict[str, Any]] = []
+    token, seen = "", set()
+    while token not in seen:
+        seen.add(token)
+        page = _json_of(
+            client._run_api.run_service_list_runs, experiment_id=experiment, page_size=100, page_token=token
         )
-    return (
-        f"Experiment {_mlflow(args).experiment} of MLflow does not say why. Where the run's parameters name another "
-        "experiment, name them: --params. The reason stands in the failed task's log too."
-    )
+        found, token = page.get("runs") or [], page.get("next_page_token") or ""
+        if not (isinstance(found, list) and all(isinstance(run, dict) for run in found) and isinstance(token, str)):
+            raise _odd(page)
+        runs += found
+        if not token:
+            return runs
+    raise _odd({"next_page_token": token})
 
 
 def _sync(args: argparse.Namespace) -> int:
@@ -375,23 +476,18 @@ def _sync(args: argparse.Namespace) -> int:
     register = _mlflow(args)
     with _kubeflow(args) as (client, namespace):
         try:
-            experiment = client.get_experiment(experiment_name=args.experiment, namespace=namespace)
-        except ValueError as error:
+            experiment = _made(
+                "experiment_id", client.get_experiment, experiment_name=args.experiment, namespace=namespace
+            )
+        except _OddAnswer as error:
+            # kfp has no other word for it.
+            if not str(error.__cause__).startswith("No experiment is found"):
+                raise
             raise UserError(
                 f"--experiment {args.experiment}: Kubeflow at {args.host} has no experiment of this name; name the one "
                 "that runs were submitted to."
             ) from error
-        runs, token = [], ""
-        while True:
-            answer = _parsed(
-                client._run_api.run_service_list_runs(
-                    experiment_id=experiment.experiment_id, page_size=100, page_token=token, _preload_content=False
-                )
-            )
-            page = answer if isinstance(answer, dict) else {}
-            runs += [run for run in page.get("runs") or [] if isinstance(run, dict)]
-            if not (token := page.get("next_page_token") or ""):
-                break
+        runs = _runs(client, experiment)
     closed = sync(runs, register)
     for one in closed:
         if one.changed:
@@ -410,6 +506,11 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run_command=run)
         return added
 
+    def whole(text: str) -> int:
+        if not text.isdecimal():
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
+        return int(text)
+
     def kubeflow(to: argparse.ArgumentParser) -> None:
         text = "of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT, else the cluster's own)"
         to.add_argument("--host", default=os.environ.get("KF_PIPELINES_ENDPOINT"), metavar="URL", help=text)
@@ -425,7 +526,9 @@ def build_parser() -> argparse.ArgumentParser:
         add = to.add_argument
         add("--launcher", choices=("pod", "rayjob"), default="pod", help="where trainings run (default: pod)")
         add("--work", default="", metavar="S3", help="s3://bucket/prefix for checkpoints and a Ray cluster's files")
-        add("--gpus", type=int, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)")
+        add(
+            "--gpus", type=whole, default=0, metavar="N", help="of a training's pod, or of each Ray worker (default: 0)"
+        )
         text = "of every task's pod: standard, small, or a YAML file (default: standard)"
         add("--resources", default="standard", metavar="NAME", help=text)
         add("--cpu", metavar="N", help="of a training's pod, or of each Ray worker (default: what --resources says)")
@@ -452,7 +555,7 @@ def build_parser() -> argparse.ArgumentParser:
         add("--data-rev", default="main", metavar="REV", help="its branch, tag or commit (default: main)")
         add("--data-path", default="", metavar="PATH", help="folder of the images in it")
         add("--share", default="", metavar="S3", help="s3://bucket/prefix that gets the report, with a link for 7 days")
-        add("--workers", type=int, metavar="N", help="of a training (default: num_workers of the parameters)")
+        add("--workers", type=whole, metavar="N", help="of a training (default: num_workers of the parameters)")
         add("--service-account", metavar="NAME", help="of the tasks (default: Kubeflow's)")
         add("--no-cache", action="store_true", help="run every task, whatever was run before")
         text = "run this task, and those that read what it writes, anew; may be given several times"
@@ -466,8 +569,9 @@ def build_parser() -> argparse.ArgumentParser:
     run_options(added)
     added.add_argument("--wait", action="store_true", help="until it ends; exit code 1 when it fails")
     added.add_argument("--json", action="store_true", help="with --wait: print how it ended as JSON")
-    added.add_argument("--resubmit", type=int, default=0, metavar="N",
-                       help="wait, and submit it again when it fails, N times at most")  # fmt: skip
+    added.add_argument("--resubmit", type=whole, default=0, metavar="N",
+                       help="wait, and submit it again when it fails, N times at most; not after a user's mistake, nor "
+                       "for the same reason twice, which MLFLOW_TRACKING_URI is asked for")  # fmt: skip
     added = command("schedule", _schedule, "run it again and again, each time with the data as they are then")
     added.add_argument("cron", help='when, with seconds first: "0 0 3 * * 1" is Mondays at 3')
     run_options(added)

@@ -151,7 +151,7 @@ def message_of(body: Any) -> str:
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text[:1000]
     if isinstance(found, Mapping):
         for key in ("message", "error"):

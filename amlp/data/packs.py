@@ -83,21 +83,32 @@ def read_packed(path: Path) -> bytes | None:
     archive = next((one for one in path.parents if one.suffix == ".zip" and one.is_file()), None)
     if archive is None:
         return None
-    state = archive.stat()
     try:
-        entry = _entries(archive, state.st_size, state.st_mtime_ns).get(path.relative_to(archive).as_posix())
+        state = archive.stat()
+        inside = path.relative_to(archive).as_posix()
+        entry = _entries(archive, state.st_size, state.st_mtime_ns).get(inside)
         if entry is None:
             raise UserError(f"{path}: no such file in {archive.name}.")
         start, size, checksum = entry
+        if start < 0 or start + size > state.st_size:
+            raise zipfile.BadZipFile(f"{path.name} would lie outside of it")
         with archive.open("rb") as file:
             file.seek(start)
             signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-            file.seek(name + extra, 1)
+            named = file.read(name)
+            file.seek(extra, 1)
             data = file.read(size)
-    except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+    except OSError as error:
+        # Of the disk, or of a place that no file has.
+        raise UserError(
+            f"{archive}: can't be read ({error.strerror or error}); look at its rights and its disk, or make it again."
+        ) from error
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError) as error:
         raise UserError(f"{archive}: no archive that can be read ({error}); make it again.") from error
     if signature != b"PK\x03\x04" or len(data) != size or zlib.crc32(data) != checksum:
         raise UserError(f"{path}: damaged in {archive.name}: its checksum differs; make the archive again.")
+    if inside not in (named.decode("utf-8", "replace"), named.decode("cp437")):
+        raise UserError(f"{path}: damaged in {archive.name}: another name stands with it; make the archive again.")
     return data
 
 

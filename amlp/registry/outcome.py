@@ -30,7 +30,7 @@ from amlp.registry.tracking import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-OUTCOME, TASK, ERROR = "pipeline_outcome", "pipeline_task", "pipeline_error"
+OUTCOME, TASK, ERROR, KIND = "pipeline_outcome", "pipeline_task", "pipeline_error", "pipeline_error_kind"
 SUCCEEDED, FAILED, CANCELED = "SUCCEEDED", "FAILED", "CANCELED"
 # Outcome -> what MLflow says of a run.
 _STATUS = {SUCCEEDED: "FINISHED", FAILED: "FAILED", CANCELED: "KILLED"}
@@ -44,7 +44,7 @@ _UNKNOWN = (
 )
 
 
-def record_error(*, task: str, message: str) -> str:
+def record_error(*, task: str, message: str, kind: str = "") -> str:
     """Write a task's error to the pipeline run's parent run in MLflow, and end that as FAILED.
 
     The errors of several tasks are kept; those of an earlier try, whose outcome is recorded already, are replaced.
@@ -52,6 +52,7 @@ def record_error(*, task: str, message: str) -> str:
     Args:
         task: as the pipeline names it.
         message: of the error.
+        kind: what it was, as `components.runtime.Attempt` calls it.
 
     Returns:
         The run's id; empty outside of pipelines.
@@ -65,11 +66,13 @@ def record_error(*, task: str, message: str) -> str:
         return ""
     with _parent(RegisterParams(**where)) as (client, run_id, injected):
         before = client.get_run(run_id).data.tags
-        tasks, errors = [task], [f"{task}: {without_credentials(message)[:_MESSAGE]}"]
+        tasks, errors, kinds = [task], [f"{task}: {without_credentials(message)[:_MESSAGE]}"], [kind]
         if OUTCOME not in before and ERROR in before:
             tasks = [*before[TASK].split(","), *tasks]
             errors = [before[ERROR], *errors]
-        _write(client, run_id, {TASK: ",".join(dict.fromkeys(tasks)), ERROR: "\n".join(errors)[: 2 * _MESSAGE]})
+            kinds = [before.get(KIND, ""), *kinds]
+        found = {TASK: ",".join(dict.fromkeys(tasks)), ERROR: "\n".join(errors)[: 2 * _MESSAGE], KIND: ",".join(kinds)}
+        _write(client, run_id, found)
         if OUTCOME in before:
             client.delete_tag(run_id, OUTCOME)
         if not injected:
@@ -161,15 +164,20 @@ def read_outcome(*, params: RegisterParams, pipeline: str) -> tuple[str, str]:
         return run_id, outcome if _STATUS.get(outcome) == run.info.status else ""
 
 
-def read_error(*, params: RegisterParams, pipeline: str) -> str:
-    """Read why a pipeline run failed, in the words of its tasks; empty where nobody wrote it.
+def read_error(*, params: RegisterParams, pipeline: str) -> tuple[str, set[str]]:
+    """Read why a pipeline run failed.
+
+    Returns:
+        The words of its tasks, and the kinds of their errors as `record_error` was given them; empty where nobody wrote
+        it.
 
     Raises:
         UserError: MLflow can't be reached.
     """
     with connect(resolve_uri(params.tracking_uri, Path())) as client:
         run_id = find_pipeline_run(client, experiment=params.experiment, pipeline=pipeline)
-        return client.get_run(run_id).data.tags.get(ERROR, "") if run_id else ""
+        tags = client.get_run(run_id).data.tags if run_id else {}
+        return tags.get(ERROR, ""), set(tags.get(KIND, "").split(",")) - {""}
 
 
 @contextmanager
@@ -188,7 +196,7 @@ def _parent(params: RegisterParams, pipeline: str = "") -> Iterator[tuple[Mlflow
 
 
 def _forget_errors(client: MlflowClient, run_id: str) -> None:
-    for name in client.get_run(run_id).data.tags.keys() & {TASK, ERROR}:
+    for name in client.get_run(run_id).data.tags.keys() & {TASK, ERROR, KIND}:
         client.delete_tag(run_id, name)
 
 

@@ -87,7 +87,9 @@ class Monitor:
             return
         chosen = torch.from_numpy(known).to(self.device)
         truth = torch.from_numpy(self.split.masks(rows[known])).to(self.device).float().unsqueeze(1)
-        lesion = F.avg_pool2d(apply_views(truth, views.to(self.device)[chosen]), self.plan.patch).flatten(1) >= LESION_SHARE
+        lesion = (
+            F.avg_pool2d(apply_views(truth, views.to(self.device)[chosen]), self.plan.patch).flatten(1) >= LESION_SHARE
+        )
         hidden = torch.zeros_like(lesion).scatter(1, masked[chosen], True)
         sums = [(hidden & lesion).sum(), lesion.sum(), (hidden & ~lesion).sum(), (~lesion).sum()]
         self.counts += torch.stack(sums)

@@ -25,8 +25,10 @@ class KubeflowApi:
     runs: list[dict[str, Any]] = field(default_factory=list)
     # An HTTP status to refuse everything with.
     refuse: int = 0
-    # Statuses to refuse the next looks at a run with, one after the other.
-    storm: list[int] = field(default_factory=list)
+    # What the next looks at a run get instead, one after the other: a status, or the text of an answer.
+    storm: list[int | bytes] = field(default_factory=list)
+    # Method and path -> the text of an answer in the place of the real one, and its status.
+    odd: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     # Users have namespaces of their own.
     multi_user: bool = True
     # Whether the experiment is there already.
@@ -126,16 +128,20 @@ def kubeflow_api() -> Iterator[KubeflowApi]:
             api.tokens.add(self.headers.get("authorization") or "")
             path, _, query = self.path.partition("?")
             api.query = dict(parse_qsl(query))
-            code, refuse = 200, api.refuse
-            if api.storm and "/runs/" in path:
-                refuse = api.storm.pop(0)
+            path, refuse = path.removeprefix(_ROOT), api.refuse
+            odd = api.odd.get(f"{self.command} {path}")
+            if api.storm and path.startswith("/runs/"):
+                match api.storm.pop(0):
+                    case bytes(text):
+                        odd = 200, text
+                    case refuse:
+                        pass
             try:
                 if refuse:
                     raise Refused(refuse, 14, "upstream connect error")
-                answer = api.answer(self.command, path.removeprefix(_ROOT), body)
+                code, data = odd or (200, json.dumps(api.answer(self.command, path, body)).encode())
             except Refused as error:
-                code, answer = error.status, error.body
-            data = json.dumps(answer).encode()
+                code, data = error.status, json.dumps(error.body).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))

@@ -86,6 +86,7 @@ def test_a_users_error_is_recorded_and_has_its_exit_code(
     [run] = parents(tracking_uri)
     assert run.info.status == "FAILED" and run.data.tags["pipeline_task"] == "find-lesions"
     assert run.data.tags["pipeline_error"] == "find-lesions: images.csv: 3 columns; expected 4"
+    assert run.data.tags["pipeline_error_kind"] == "mistake"
 
 
 def test_an_error_names_artifacts_and_not_the_folders_of_the_pod(task: Any, tmp_path: Path, tracking_uri: str) -> None:
@@ -114,6 +115,7 @@ def test_a_bug_is_recorded_with_its_traceback_and_tried_once(
     assert "return 1 / 0\n" in capfd.readouterr().err
     [run] = parents(tracking_uri)
     assert run.data.tags["pipeline_error"] == "find-lesions: ZeroDivisionError: division by zero"
+    assert run.data.tags["pipeline_error_kind"] == "error"
 
 
 def test_an_error_that_can_not_be_recorded_is_still_the_tasks(
@@ -266,6 +268,7 @@ def test_sigterm_reaches_the_function_and_is_recorded(project: Path, tmp_path: P
     assert (tmp_path / "deleted").exists()
     [run] = parents(tracking_uri)
     assert run.data.tags["pipeline_error"].startswith("launch: was asked to end (SIGTERM)")
+    assert run.data.tags["pipeline_error_kind"] == "killed"
 
 
 def test_no_try_follows_the_last_and_none_a_users_error() -> None:

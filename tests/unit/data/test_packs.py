@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import struct
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +79,69 @@ def test_mistakes_and_damage_are_named(tmp_path: Path) -> None:
         file.writestr("images/a.png", b"some bytes" * 100)
     with pytest.raises(UserError, match=r"images/a.png is compressed"):
         read_packed(tmp_path / "folder" / place)
+
+
+def damaged(whole: bytes, chance: random.Random) -> bytes:
+    """An archive cut, overwritten in places, with a single bit turned, or that is none."""
+    data = bytearray(whole)
+    # Where the table of contents begins, in which little damage does most.
+    table = whole.index(b"PK\x01\x02") if chance.random() < 0.7 else 0
+    match chance.choice(["cut", "bit", "bytes", "garbage", "zip64"]):
+        case "cut":
+            del data[chance.randrange(len(data)) :]
+        case "bit":
+            data[chance.randrange(table, len(data))] ^= 1 << chance.randrange(8)
+        case "bytes":
+            for _ in range(chance.randint(1, 12)):
+                data[chance.randrange(table, len(data))] = chance.choice([0, 255, chance.randrange(256)])
+        case "garbage":
+            data = bytearray(chance.randbytes(chance.randrange(300)))
+        case "zip64":
+            odd = [chance.choice([0, 1, 2**31, 2**63, 2**64 - 1, len(whole)]) for _ in range(4)]
+            end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, *odd)
+            end += struct.pack("<4sLQL", b"PK\x06\x07", 0, len(whole) - 22, 1)
+            data[-22:] = end + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0)
+    return bytes(data)
+
+
+def test_a_damaged_archive_gives_the_right_bytes_or_is_named(tmp_path: Path) -> None:
+    files = {"images/0.png": b"zero" * 9, "images/1.png": b"one" * 12, "images/é.png": b"accent" * 6}
+    places = write(tmp_path / "folder", files)
+    archive = tmp_path / "folder/pixels-00000.zip"
+    whole, refused = archive.read_bytes(), 0
+    for seed in range(3000):
+        # Another file, so that nothing of the last one is remembered.
+        archive.unlink()
+        archive.write_bytes(damaged(whole, random.Random(seed)))
+        for name, data in files.items():
+            try:
+                assert read_packed(tmp_path / "folder" / places[name]) == data, seed
+            except UserError as error:
+                refused += 1
+                assert "pixels-00000.zip" in str(error), seed
+    assert refused > 3000
+
+
+@pytest.mark.parametrize(
+    ("at", "put", "message"),
+    [
+        # Of the first entry in the table of contents: its flags, where it begins, its sizes, its name.
+        (8, b"\x01\x00", "is compressed or encrypted"),
+        (42, b"\xff\xff\xff\x7f", "would lie outside of it"),
+        (20, b"\xff\xff\xff\x7f" * 2, "would lie outside of it"),
+        (46, b"\xff", "can't decode byte 0xff"),
+        (6, b"\xff", "zip file version"),
+    ],
+)
+def test_what_is_wrong_with_an_archive_is_told(tmp_path: Path, at: int, put: bytes, message: str) -> None:
+    [place] = write(tmp_path / "folder", {"é.png": b"some bytes"}).values()
+    archive = tmp_path / "folder/pixels-00000.zip"
+    data = archive.read_bytes()
+    start = data.index(b"PK\x01\x02") + at
+    archive.write_bytes(data[:start] + put + data[start + len(put) :])
+    with pytest.raises(UserError, match=r"make it again") as error:
+        read_packed(tmp_path / "folder" / place)
+    assert str(error.value).startswith(f"{archive}: ") and message in str(error.value)
 
 
 def test_an_archive_that_was_replaced_is_read_anew(tmp_path: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from amlp.registry.outcome import record_error
 from pipelines.__main__ import main
 from pipelines.runs import TASKS
+from tests.support.kubeflow_answers import drawn, mutated
 from tests.support.kubeflow_api import KubeflowApi, kubeflow_api
 
 # kfp's first import takes long on a machine that is busy.
@@ -219,6 +222,26 @@ def test_runs_that_nobody_closed_are_closed_in_mlflow(
     assert "Experiment others of MLflow does not say why." in capsys.readouterr().out
 
 
+def test_a_run_is_shown_where_its_reason_can_not_be_read(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    api.runs = [DONE | {"state": "FAILED"}]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    (folder / "params.yaml").unlink()
+    assert main(["status", "r1", "--host", api.host]) == 1
+    told = capsys.readouterr()
+    assert "params.yaml" in told.err
+    assert "FAILED\n" in told.out and "failed task's log" in told.out and f"{api.host}/#/runs/details/r1" in told.out
+    assert main(["status", "r1", "--host", api.host, "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["error"] is None and "params.yaml" in told.err
+    (folder / "params.yaml").write_text("{}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
+    assert main(["status", "r1", "--host", api.host]) == 1
+    assert f"{api.host}/#/runs/details/r1" in capsys.readouterr().out
+
+
 def test_an_experiment_that_nobody_made_has_no_runs_to_close(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,8 +254,7 @@ def test_a_run_that_fails_is_submitted_again(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = {**DONE, "state": "FAILED"}
-    # Each is looked at twice: how it goes, and how it ended.
-    api.runs = [failed, failed, failed, failed, DONE]
+    api.runs = [failed, failed, DONE]
     assert main(["submit", "--host", api.host, "--resubmit", "3"]) == 0
     assert sum(path == "/runs" for path, _ in api.posted) == 3
     assert capsys.readouterr().err.count("Submitting again") == 2
@@ -240,11 +262,59 @@ def test_a_run_that_fails_is_submitted_again(
     api.runs = [failed]
     assert main(["submit", "--host", api.host, "--resubmit", "1"]) == 1
     assert sum(path == "/runs" for path, _ in api.posted) == 2
+    # What the cache is not asked for runs again.
+    for option, said in ((["--no-cache"], "without the cache."), ([], "come from the cache."),
+                         (["--fresh", "gate"], "come from the cache, but for gate and what follows.")):  # fmt: skip
+        capsys.readouterr()
+        assert main(["submit", "--host", api.host, "--resubmit", "1", *option]) == 1
+        assert f"1 times at most; {'finished tasks ' * ('come' in said)}{said}" in capsys.readouterr().err
     # Somebody did not want it to go on.
     api.posted.clear()
     api.runs = [failed | {"state_history": [{"state": one} for one in ("RUNNING", "CANCELING", "FAILED")]}]
     assert main(["submit", "--host", api.host, "--resubmit", "5"]) == 1
     assert sum(path == "/runs" for path, _ in api.posted) == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "submitted", "said"),
+    [
+        (["mistake"], 1, "Not submitted again: the parameters or the data have to change first."),
+        (["killed", "mistake"], 1, "Not submitted again: the parameters or the data"),
+        (["error"], 2, "Not submitted again: it failed for the same reason as before."),
+        (["memory"], 2, "Not submitted again: it failed for the same reason as before."),
+        # From outside, or of a version that did not write it down, or of a pod that could not.
+        (["killed"], 4, "Submitting again"),
+        (["error", "pass"], 4, "Submitting again"),
+        ([""], 4, "Submitting again"),
+        ([], 4, "Submitting again"),
+    ],
+)
+def test_what_would_fail_again_is_not_submitted_again(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch, kinds: list[str], submitted: int, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("AMLP_RECORD", json.dumps({"tracking_uri": tracking_uri, "experiment": "amlp"}))
+    monkeypatch.setenv("AMLP_PIPELINE_RUN", "r1")
+    for kind in kinds:
+        record_error(task="validate", message="9 bad cases", kind=kind)
+    monkeypatch.delenv("AMLP_PIPELINE_RUN")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    api.runs = [DONE | {"state": "FAILED"}]
+    assert main(["submit", "--host", api.host, "--resubmit", "3"]) == 1
+    told = capsys.readouterr()
+    assert sum(path == "/runs" for path, _ in api.posted) == submitted
+    assert said in told.err and ("validate: 9 bad cases" in told.out) == bool(kinds)
+
+
+def test_an_error_that_changes_is_submitted_again(
+    api: KubeflowApi, folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    found = iter([("validate: 1", {"error"}), ("gate: 2", {"error"}), ("gate: 2", {"error"})])
+    monkeypatch.setattr("amlp.registry.outcome.read_error", lambda **_: next(found))
+    api.runs = [DONE | {"state": "FAILED"}]
+    assert main(["submit", "--host", api.host, "--resubmit", "5"]) == 1
+    assert sum(path == "/runs" for path, _ in api.posted) == 3
 
 
 def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,6 +355,30 @@ def test_a_mistake_is_told_before_anything_is_submitted(
     told = capsys.readouterr().err
     assert message in told and "t0ken" not in told
     assert not api.posted
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--resubmit", ("-1", "1.5", "nan", "", "x")),
+        ("--workers", ("-1", "nan")),
+        ("--gpus", ("-1", "nan")),
+        ("--deadline-hours", ("-1", "0", "nan", "inf", "1e300")),
+        ("--cpu", ("-1", "0", "nan")),
+        ("--memory", ("-1Gi", "0", "nan")),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], option: str, values: Sequence[str]
+) -> None:
+    for value in values:
+        try:
+            code = main(["submit", "--host", api.host, f"{option}={value}"])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        told = capsys.readouterr().err
+        assert code == 2 and not api.posted, value
+        assert option.strip("-").replace("-", "_") in told.replace("-", "_") and "Traceback" not in told, value
 
 
 def test_a_pipeline_that_can_not_be_written_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,6 +425,21 @@ def test_an_api_that_is_away_for_a_while_does_not_end_the_watch(
     api.runs, api.storm = [DONE | {"state": "RUNNING"}, DONE], [503, 502]
     assert main(["status", "r1", "--host", api.host, "--wait"]) == 0
     assert capsys.readouterr().err.count("does not answer, trying again") == 1
+    # A proxy's own pages, whatever their status.
+    page = "<html>Störung</html>"
+    api.runs = [DONE | {"state": "RUNNING"}, DONE]
+    api.storm = [page.encode(), b"null", 502, page.encode("latin-1"), b"{"]
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 0
+    assert capsys.readouterr().err.count("does not answer, trying again") == 1
+    api.runs, api.odd = [DONE], {"GET /runs/r1": (502, page.encode("latin-1"))}
+    monkeypatch.setattr("pipelines.__main__.OUTAGE", 0.05)
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
+    told = capsys.readouterr().err
+    assert "trying again: 502" in told and "Kubeflow answers 502" in told
+    api.odd = {"GET /runs/r1": (200, page.encode())}
+    assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
+    assert "answers what it never does: '<html>Störung" in capsys.readouterr().err
+    api.odd = {}
     monkeypatch.setattr("pipelines.__main__.OUTAGE", 0.0)
     api.storm = [503]
     assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
@@ -345,6 +454,68 @@ def test_a_reader_that_has_enough_is_no_server_that_is_away(api: KubeflowApi, fo
         ["bash", "-c", command], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200
     )
     assert (done.returncode, done.stdout, done.stderr) == (141, "x", "")
+
+
+NO_ANSWERS = [
+    b"",
+    b"null",
+    b"5",
+    b"[]",
+    b'"text"',
+    b"<html>",
+    b"\xff\xfe\x00\xd8",
+    b'{"a": "\xe9"}',
+    b"[" * 100_000,
+    b'"\\ud800"',
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "asked", "odd"),
+    [
+        ("status r1", "GET /healthz", [*NO_ANSWERS, b'{"multi_user": "no"}', b'{"multi_user": null}']),
+        ("status r1", "GET /runs/r1", [*NO_ANSWERS, b'{"display_name": "\\ud800"}']),
+        ("submit", "GET /experiments", [b"\xff", b"[" * 100_000, b'{"experiments": 5}', b'{"experiments": [5]}',
+                                        b'{"experiments": "ab"}']),
+        ("submit", "POST /experiments", [*NO_ANSWERS, b"{}", b'{"experiment_id": null}', b'{"created_at": "never"}']),
+        ("submit", "POST /runs", [*NO_ANSWERS, b"{}", b'{"run_id": ""}', b'{"run_id": "r1", "created_at": 5}']),
+        ("schedule 0,0,3,*,*,1", "POST /recurringruns", [*NO_ANSWERS, b"{}", b'{"recurring_run_id": null}']),
+        ("sync", "GET /experiments", [*NO_ANSWERS, b'{"experiments": 5}', b'{"experiments": [null]}']),
+        ("sync", "GET /runs", [*NO_ANSWERS, b'{"runs": 5}', b'{"runs": "text"}', b'{"runs": {"a": 1}}',
+                               b'{"runs": [null]}', b'{"next_page_token": 5}', b'{"next_page_token": ["1"]}',
+                               b'{"next_page_token": "again"}']),
+    ],
+)  # fmt: skip
+def test_an_answer_that_the_api_never_gives_is_told(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], command: str, asked: str, odd: list[bytes]
+) -> None:
+    api.experiments = asked == "GET /runs"
+    words = [word.replace(",", " ") for word in command.split()]
+    for text in odd:
+        api.odd = {asked: (200, text)}
+        assert main([*words, "--host", api.host]) == 2, text
+        told = capsys.readouterr().err
+        assert f"--host {api.host}" in told or "--experiment amlp: Kubeflow at " in told, (text, told)
+    if asked != "GET /healthz":
+        # Where it refuses, kfp asks for its health for half a minute.
+        for text in (b"\xff", b"[" * 100_000):
+            api.odd = {asked: (403, text)}
+            assert main([*words, "--host", api.host]) == 2, text
+            assert "Kubeflow answers 403 " in capsys.readouterr().err
+
+
+def test_no_answer_about_runs_ends_in_a_traceback(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.sync.sync", lambda runs, register: [])
+    api.experiments = True
+    listed = {"runs": [drawn()], "next_page_token": "", "total_size": 1}
+    for seed in range(100):
+        chance = random.Random(seed)
+        api.odd = {"GET /runs/r1": (200, json.dumps(mutated(drawn(), chance)).encode()),
+                   "GET /runs": (200, json.dumps(mutated(listed, chance)).encode())}  # fmt: skip
+        assert main(["status", "r1", "--host", api.host]) in (0, 1, 3), seed
+        assert main(["sync", "--host", api.host]) in (0, 2), seed
 
 
 def test_an_api_that_refuses_is_told(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from amlp.files import write_json
 from amlp.params import RegisterParams
-from amlp.registry.outcome import record_error, record_outcome, record_success
+from amlp.registry.outcome import read_error, record_error, record_outcome, record_success
 from amlp.registry.tracking import connect, parent_run, pipeline_run
 from amlp.reporting.links import write_links
 
@@ -116,15 +116,19 @@ def test_a_task_that_fails_says_why(tracking_uri: str, client: MlflowClient) -> 
 
 @pytest.mark.usefixtures("in_pipeline")
 def test_errors_of_one_try_are_kept_and_those_of_the_next_replace_them(tracking_uri: str, client: MlflowClient) -> None:
-    for task in ("pretrain", "scratch", "scratch"):
-        run_id = record_error(task=task, message="no space")
+    params = RegisterParams(tracking_uri=tracking_uri)
+    for task, kind in (("pretrain", "error"), ("scratch", ""), ("scratch", "killed")):
+        run_id = record_error(task=task, message="no space", kind=kind)
     record(tracking_uri, "FAILED")
+    assert read_error(params=params, pipeline="p1")[1] == {"error", "killed"}
     assert ended(client, run_id)[2:] == ("pretrain,scratch", "\n".join([f"{t}: no space" for t in
                                          ("pretrain", "scratch", "scratch")]))  # fmt: skip
     # Kubeflow's `:retry`: its exit handler does not run again.
-    record_error(task="gate", message="no champion")
+    record_error(task="gate", message="no champion", kind="mistake")
     assert ended(client, run_id) == ("FAILED", "", "gate", "gate: no champion")
+    assert read_error(params=params, pipeline="p1") == ("gate: no champion", {"mistake"})
     assert succeed(tracking_uri) == run_id
+    assert read_error(params=params, pipeline="p1") == ("", set())
     assert ended(client, run_id) == ("FINISHED", "SUCCEEDED", "", "")
 
 
