@@ -23,8 +23,13 @@ def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
 
 
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether a weight decays: timm's rule (`param_groups_weight_decay`), with all tokens in its list of exceptions."""
+    return parameter.ndim > 1 and not name.endswith((".bias", "_token"))
+
+
 def adamw(groups: Iterable[Mapping[str, Any]], *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW in which norms, biases and tokens do not decay.
+    """AdamW in which norms, biases and tokens do not decay; see `decays`.
 
     Args:
         groups: dictionaries with `parameters` (named) and `scale`, the factor on the learning rate.
@@ -32,10 +37,10 @@ def adamw(groups: Iterable[Mapping[str, Any]], *, weight_decay: float, betas: tu
     split = []
     for group in groups:
         named = [(name, p) for name, p in group["parameters"] if p.requires_grad]
-        for decays in (True, False):
-            chosen = [p for _, p in named if (p.ndim > 1 and p.shape[0] > 1) == decays]
+        for decaying in (True, False):
+            chosen = [p for name, p in named if decays(name, p) == decaying]
             if chosen:
-                decay = weight_decay if decays else 0.0
+                decay = weight_decay if decaying else 0.0
                 split.append({"params": chosen, "weight_decay": decay, "scale": group["scale"]})
     # fused: one pass over the weights, and it can skip a step on the device (see guarded_step).
     return torch.optim.AdamW(split, lr=0.0, betas=betas, fused=True)

@@ -5,7 +5,11 @@ import torch
 from torch import nn
 
 from amlp.errors import UserError
+from amlp.models.encoder import EncoderPlan
+from amlp.models.segmenter import build_network
+from amlp.params import PretrainParams
 from amlp.training.optim import WeightAverage, adamw, check_finite, finite_mean, guarded_step, learning_rate
+from amlp.training.pretrain import build_model
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
@@ -47,6 +51,19 @@ def test_biases_do_not_decay():
     model, optimizer = build()
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {id(model.weight): 0.1, id(model.bias): 0.0}
+
+
+@pytest.mark.parametrize("network", ["vit", "unet", "pretrain"])
+def test_matrices_decay_and_norms_biases_and_tokens_do_not(network):
+    """A head with a single output decays as any other."""
+    plan = EncoderPlan(channels=1, height=32, width=32, patch=8, dim=24, depth=2, heads=3)
+    model = build_model(plan, PretrainParams()) if network == "pretrain" else build_network(network, plan, 8)
+    optimizer = adamw([{"parameters": model.named_parameters(), "scale": 1.0}], weight_decay=0.1, betas=(0.9, 0.95))
+    decaying = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    matrices = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    }
+    assert decaying == matrices
 
 
 def test_means_leave_skipped_steps_out():
