@@ -241,6 +241,6 @@ def reproduce(card: Mapping[str, Any], *, tracking_uri: str) -> list[str]:
         f"git checkout {card['code']['git_commit']} && make setup && . .venv/bin/activate",
         f"MLFLOW_TRACKING_URI={tracking_uri} mlflow artifacts download --run-id {card['run_id']} "
         "--artifact-path params.json --dst-path .",
-        f"amlp workspace workspaces/again --recipe params.json{data} && cd workspaces/again && dvc repro",
+        f"amlp init workspaces/again --recipe params.json{data} && cd workspaces/again && dvc repro",
         f"sha256sum {weights}  # {card['model_sha256']} on the same kind of processor",
     ]
