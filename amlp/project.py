@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 import amlp
-from amlp.environment import QUIET
+from amlp.environment import QUIET, wheel_files
 from amlp.errors import UserError
 from amlp.files import write_text
 from amlp.params import Params, load_params, parse_params
@@ -93,8 +93,8 @@ def init_project(folder: Path, *, data: Path | None = None, recipe: str | None =
             None, `data` is no folder, or git or DVC fails.
         ListedError: the recipe holds wrong values.
     """
-    files, folder = _pipeline_files(), Path(os.path.abspath(folder))
-    installed = files.parent == _library()
+    files, installed = _pipeline_files(), wheel_files() is not None
+    folder = Path(os.path.abspath(folder))
     again = _is_project(folder)
     values, origin = _recipe_values(recipe, files, data)
     repository = next((one for one in (folder, *folder.parents) if (one / ".dvc").is_dir()), None)
@@ -151,11 +151,10 @@ def _library() -> Path:
 
 def _pipeline_files() -> Path:
     """Return the folder of dvc.yaml, params.yaml and recipes/: a part of the wheel, or the clone."""
-    library = _library()
-    for folder in (library / "template", library.parent):
-        if (folder / PIPELINE).is_file():
-            return folder
-    raise UserError(f"{library}: this copy of amlp lacks dvc.yaml; install amlp's wheel, or run it in a clone.")
+    folder = wheel_files() or _library().parent
+    if not (folder / PIPELINE).is_file():
+        raise UserError(f"{folder}: this copy of amlp lacks dvc.yaml; install amlp's wheel, or run it in a clone.")
+    return folder
 
 
 def _recipe_values(recipe: str | None, files: Path, data: Path | None) -> tuple[dict[str, Any], str]:
