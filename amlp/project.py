@@ -29,7 +29,7 @@ from amlp.files import write_text
 from amlp.params import Params, load_params, parse_params
 
 PARAMS, PIPELINE, REQUIREMENTS = "params.yaml", "dvc.yaml", "requirements.txt"
-# Where a project of an installed amlp expects images of its own.
+# A project of an installed amlp has this folder for images of its own, until `ingest.path` names another.
 IMAGES = "images"
 _DIGEST = "# digest: "
 _SIGNED = re.compile(rf"\A(?:#.*\n)*?{_DIGEST}([0-9a-f]{{64}})\n", flags=re.MULTILINE)
@@ -120,6 +120,7 @@ def init_project(folder: Path, *, data: Path | None = None, recipe: str | None =
     }
     if installed:
         written[REQUIREMENTS] = _signed(f"What the stages run. {of}.", f"amlp=={amlp.__version__}\n")
+    if params.ingest.path == IMAGES:
         written[f"{IMAGES}/.gitignore"] = _IMAGES_IGNORES
     if again:
         for name, text in written.items():
@@ -137,7 +138,7 @@ def check_version(folder: Path) -> None:
         UserError: `requirements.txt` in `folder` pins another version than this one.
     """
     file = folder / REQUIREMENTS
-    pin = _PIN.search(file.read_text(encoding="utf-8")) if file.is_file() else None
+    pin = _PIN.search(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else None
     if pin and pin[1] != amlp.__version__:
         raise UserError(
             f"{file}: pins amlp=={pin[1]}, and amlp {amlp.__version__} runs. Install the pinned version with "
@@ -194,7 +195,7 @@ def _is_project(folder: Path) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     present = [folder / name for name in (PARAMS, PIPELINE, REQUIREMENTS) if (folder / name).is_file()]
-    texts = [file.read_text(encoding="utf-8") for file in present]
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in present]
     signatures = [_SIGNED.match(text) for text in texts]
     if not present or not all(signatures):
         raise UserError(f"{folder}: exists, and `amlp init` did not make it. Name a new or an empty folder.")
