@@ -71,14 +71,14 @@ demo: setup ## run the whole pipeline on the embedded phantom data and say where
 
 busi: setup ## run the whole pipeline on the BUSI images: make busi DATA=folder
 	@test -d "$(DATA)" || { echo "no folder '$(DATA)': make busi DATA=folder with benign/, malignant/, normal/" >&2; exit 2; }
-	amlp workspace $(BUSI_WORKSPACE) --recipe recipes/busi-cpu.yaml --data "$(DATA)"
+	amlp init $(BUSI_WORKSPACE) --recipe busi-cpu --data "$(DATA)"
 	cd $(BUSI_WORKSPACE) && dvc repro
 	@cd $(BUSI_WORKSPACE) && amlp summary
 
 # Not with `dvc repro` alone: a study is many trainings, and goes on where it was stopped.
 study: setup ## compare arms, label fractions and seeds on BUSI, write docs/results.md: make study DATA=folder JOBS=2
 	@test -d "$(DATA)" || { echo "no folder '$(DATA)': make study DATA=folder with benign/, malignant/, normal/" >&2; exit 2; }
-	amlp workspace $(STUDY_WORKSPACE) --recipe recipes/busi-study.yaml --data "$(DATA)"
+	amlp init $(STUDY_WORKSPACE) --recipe busi-study --data "$(DATA)"
 	cd $(STUDY_WORKSPACE) && dvc repro preprocess
 	cd $(STUDY_WORKSPACE) && \
 	  amlp study $(CURDIR)/studies/busi-cpu.yaml --jobs $(JOBS) --page $(CURDIR)/docs/results.md

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import amlp
 from amlp.errors import UserError
 
 # Nobody is told what runs here, and nothing is fetched from a model hub while it runs.
@@ -37,6 +38,12 @@ def quiet() -> None:
     """Turn telemetry and downloads off, unless the user's environment says otherwise."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def wheel_files() -> Path | None:
+    """Return the folder of dvc.yaml, params.yaml and recipes/ that an installed wheel has; None in a clone."""
+    folder = Path(amlp.__file__).resolve().parent / "template"
+    return folder if folder.is_dir() else None
 
 
 def check_code(git_commit: str) -> None:

@@ -283,14 +283,14 @@ def _dvc_repro(workspace: Path, params: Params, data: Path) -> dict[str, float]:
     """Run the stages by DVC with the same parameters, recorded in a database of their own; return the metrics."""
     import yaml
 
-    from amlp.workspace import make_workspace
+    from amlp.project import init_project
 
     values = params.model_dump(by_alias=True)
     values["register"]["tracking_uri"] = "sqlite:///mlflow.db"
     # Not dvc.yaml beside the workspace: DVC takes each file of that name for a pipeline.
     recipe = workspace.with_name("recipe.yaml")
     recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
-    make_workspace(workspace, recipe=recipe, data=data, project=PROJECT)
+    init_project(workspace, data=data, recipe=str(recipe))
     environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     _called([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=workspace, environment=environment)
     metrics: dict[str, float] = read_json(workspace / "evaluation" / "metrics.json")

@@ -16,6 +16,8 @@ from amlp.cli.arguments import Commands
 from amlp.environment import quiet
 from amlp.errors import UserError
 
+# Commands of earlier versions, and what to run instead.
+_RETIRED = {"workspace": "amlp init PROJECT [--data FOLDER] [--recipe NAME]"}
 # What a bug report needs to name.
 _NAMED_VERSIONS = ("torch", "timm", "ray", "mlflow", "dvc", "great-expectations", "kfp")
 
@@ -59,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A study of which a part failed returns 1, and so does a prediction when a file was unreadable.
     """
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and (instead := _RETIRED.get(words[0])):
+        print(f"amlp: `amlp {words[0]}` is no command any more; run `{instead}`", file=sys.stderr)
+        return 2
+    args = build_parser().parse_args(words)
     quiet()
     try:
         code: int | None = args.run(args)

@@ -19,9 +19,11 @@ def path_or_s3(text: str) -> Path | str:
 
 
 def read_params(args: argparse.Namespace) -> Params:
-    """Read the file of `--params`."""
+    """Read the file of `--params`; a project that it belongs to must be pinned to this version of amlp, or to none."""
     from amlp.params import load_params
+    from amlp.project import check_version
 
+    check_version(args.params.parent)
     return load_params(args.params)
 
 

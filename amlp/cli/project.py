@@ -1,4 +1,4 @@
-"""The command that makes a folder for other data."""
+"""The command that makes a project."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from amlp.cli.arguments import Commands, path
 
 
 def add_to(commands: Commands) -> None:
-    workspace = commands.command("workspace", _workspace, "make a folder in which the pipeline runs on other data")
-    workspace.add_argument("folder", type=Path, metavar="FOLDER", help="where, for example workspaces/busi")
-    workspace.add_argument(
-        "--recipe", type=Path, required=True, metavar="FILE", help="parameters that differ from the defaults"
+    init = commands.command("init", _init, "make a project: a folder in which `dvc repro` runs the pipeline")
+    init.add_argument("project", type=Path, metavar="PROJECT", help="folder to make, for example my-project")
+    path(init, "--data", None, "folder of the images, a folder a class (default: generated images)")
+    init.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="a recipe of amlp, for example tiny (an unknown name lists all), or a YAML file with the parameters that "
+        "differ from the defaults (default: the demo's values)",
     )
-    path(workspace, "--data", None, "the source's images; becomes ingest.path")
-    path(workspace, "--project", ".", "folder that holds dvc.yaml and amlp/")
 
 
-def _workspace(args: argparse.Namespace) -> None:
-    from amlp.workspace import make_workspace
+def _init(args: argparse.Namespace) -> None:
+    from amlp.project import init_project
 
-    make_workspace(args.folder, recipe=args.recipe, data=args.data, project=args.project)
+    params = init_project(args.project, data=args.data, recipe=args.recipe)
+    images = params.ingest.path if args.data else "generated (--data FOLDER takes yours)"
+    print(f"Made {args.project}; images: {images}.\nRun: cd {args.project} && dvc repro && amlp summary")

@@ -95,6 +95,7 @@ def make_card(
             "git_dirty": lineage.git_dirty,
             "amlp_version": lineage.amlp_version,
             "image": lineage.image,
+            "requirement": lineage.requirement,
         },
         "params_hash": lineage.params_hash,
         "pipeline_run": lineage.kubeflow_run,
@@ -235,12 +236,15 @@ def reproduce(card: Mapping[str, Any], *, tracking_uri: str) -> list[str]:
     """Return the commands that make the version again, and what must come out."""
     drawn = card["data"]["source"] == "phantom"
     data = "" if drawn else " --data FOLDER"
-    weights = f"models/{card['kind']}/{card['kind']}.pt"
+    weights, code = f"models/{card['kind']}/{card['kind']}.pt", card["code"]
+    clone = f"git checkout {code['git_commit']} && make setup && . .venv/bin/activate"
+    # Cards of earlier versions have no requirement.
+    requirement = code.get("requirement")
     return [
         *([] if drawn else [f"# FOLDER holds the images whose ingest has DVC's MD5 {card['data']['md5']}"]),
-        f"git checkout {card['code']['git_commit']} && make setup && . .venv/bin/activate",
+        f"pip install {requirement}" if requirement else clone,
         f"MLFLOW_TRACKING_URI={tracking_uri} mlflow artifacts download --run-id {card['run_id']} "
         "--artifact-path params.json --dst-path .",
-        f"amlp workspace workspaces/again --recipe params.json{data} && cd workspaces/again && dvc repro",
+        f"amlp init workspaces/again --recipe params.json{data} && cd workspaces/again && dvc repro",
         f"sha256sum {weights}  # {card['model_sha256']} on the same kind of processor",
     ]

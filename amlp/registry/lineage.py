@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 import amlp
-from amlp.environment import COMMIT_VARIABLE, IMAGE, PIPELINE_RUN
+from amlp.environment import COMMIT_VARIABLE, IMAGE, PIPELINE_RUN, wheel_files
 from amlp.errors import UserError
 from amlp.params import Params
 
@@ -27,7 +27,8 @@ class Lineage:
     """All that determines a model, less the encoder's version, which is known only once it is registered.
 
     `git_dirty` is None where nobody can tell; `data_md5` is DVC's hash of the ingest folder; `image` and `kubeflow_run`
-    are empty outside of a pipeline.
+    are empty outside of a pipeline. `requirement` is what installs the code, `amlp==VERSION`; it is empty where the
+    code is that of `git_commit`.
     """
 
     data_md5: str
@@ -39,6 +40,7 @@ class Lineage:
     image: str = ""
     # Not `pipeline_run`, by which the one run of a pipeline in MLflow is found.
     kubeflow_run: str = ""
+    requirement: str = ""
 
     def tags(self) -> dict[str, str]:
         """As text, for MLflow, without what is empty."""
@@ -71,6 +73,7 @@ def collect_lineage(*, params: Params, root: Path, test_hash: str, data_md5: str
         amlp_version=amlp.__version__,
         image=os.environ.get(IMAGE, ""),
         kubeflow_run=os.environ.get(PIPELINE_RUN, ""),
+        requirement=f"amlp=={amlp.__version__}" if wheel_files() and COMMIT_VARIABLE not in os.environ else "",
     )
 
 

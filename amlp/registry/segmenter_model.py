@@ -69,7 +69,7 @@ class SegmenterModel:
 
     def _predict(self, image: NDArray[Any], where: str) -> Prediction:
         try:
-            return self.predictor.predict(image)
+            return self.predictor.segment(image)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 

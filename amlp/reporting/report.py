@@ -524,9 +524,10 @@ def _load_code(registration: Mapping[str, Any]) -> str:
 
 
 def _reproduce_code(registration: Mapping[str, Any] | None) -> str:
-    commit = registration["lineage"]["git_commit"] if registration else "unknown"
-    checkout = [] if commit == "unknown" else [f"git checkout {commit}"]
-    return "\n".join([*checkout, "make setup", ". .venv/bin/activate", "dvc repro"])
+    lineage = registration["lineage"] if registration else {"git_commit": "unknown"}
+    checkout = [] if lineage["git_commit"] == "unknown" else [f"git checkout {lineage['git_commit']}"]
+    setup = [f"pip install {pin}"] if (pin := lineage.get("requirement")) else ["make setup", ". .venv/bin/activate"]
+    return "\n".join([*checkout, *setup, "dvc repro"])
 
 
 def _dirty(registration: Mapping[str, Any] | None) -> str:

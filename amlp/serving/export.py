@@ -171,7 +171,7 @@ def _compare(predictor: Predictor, session: Any, pictures: Iterator[NDArray[Any]
         inputs = np.stack([predictor.prepare(picture) for picture in batch])
         outputs = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {INPUT: inputs}), strict=True))
         for number, picture in enumerate(batch):
-            expected = predictor.predict(picture)
+            expected = predictor.segment(picture)
             found = native_probability(outputs["logits"][number], outputs["presence"][number], picture.shape[:2])
             largest = max(largest, float(np.abs(found - expected.probability).max()))
             changed += int(np.count_nonzero((found > 0.5) != (expected.mask != 0)))

@@ -42,21 +42,18 @@ def segmenter_weights(model: str, tracking_uri: str | None = None) -> Iterator[W
     if not model.startswith("models:"):
         file = Path(model, _FILE) if Path(model).is_dir() else Path(model)
         if not file.is_file():
-            raise UserError(
-                f"--model {model}: no such file; expected {_FILE}, its folder, or an address as {CHAMPION}."
-            )
+            raise UserError(f"{model}: no such file; expected {_FILE}, its folder, or an address as {CHAMPION}.")
         yield Weights(file, str(file), sha256(file))
         return
     if not (parts := _ADDRESS.fullmatch(model)):
-        raise UserError(f"--model {model}: expected models:/NAME@ALIAS or models:/NAME/VERSION.")
+        raise UserError(f"{model}: expected models:/NAME@ALIAS or models:/NAME/VERSION.")
     from amlp.registry.tracking import connect, resolve_uri
 
     uri = resolve_uri(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or LOCAL, Path())
     if uri.startswith("sqlite:///") and not (database := Path(uri.removeprefix("sqlite:///"))).is_file():
         # MLflow would make an empty one.
         raise UserError(
-            f"--model {model}: {database} not found; name MLflow's address with --tracking-uri, or the weights' file "
-            "with --model."
+            f"{model}: {database} not found; name MLflow's address (tracking_uri, --tracking-uri) or the weights' file."
         )
     with connect(uri) as client, tempfile.TemporaryDirectory() as folder:
         import mlflow
@@ -71,16 +68,14 @@ def segmenter_weights(model: str, tracking_uri: str | None = None) -> Iterator[W
             if error.get_http_status_code() in (401, 403):
                 raise
             hint = "; `amlp promote` makes a champion, @candidate is the newest" if model.endswith("@champion") else ""
-            raise UserError(f"--model {model}: not found at {uri}: {error}{hint}") from error
+            raise UserError(f"{model}: not found at {uri}: {error}{hint}") from error
         name = f"{found.name} version {found.version}"
         address = f"models:/{found.name}/{found.version}"
         root = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=folder))
         files = list(root.rglob(_FILE))
         if len(files) != 1:
-            raise UserError(
-                f"--model {model}: {name} holds {len(files)} files {_FILE}, expected one; is it a segmenter?"
-            )
+            raise UserError(f"{model}: {name} holds {len(files)} files {_FILE}, expected one; is it a segmenter?")
         digest = sha256(files[0])
         if digest != (registered := found.tags.get("model_sha256")):
-            raise UserError(f"--model {model}: {name} has SHA-256 {digest}, registered was {registered}.")
+            raise UserError(f"{model}: {name} has SHA-256 {digest}, registered was {registered}.")
         yield Weights(files[0], name, digest)

@@ -44,7 +44,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert end.value.code == 0
     listed = re.findall(r"^    ([\w-]+) +\S", shown, flags=re.MULTILINE)
-    assert {*PIPELINE_COMMANDS, "summary", "workspace", "study", "predict", "export-onnx"} <= set(listed)
+    assert {*PIPELINE_COMMANDS, "summary", "init", "study", "predict", "export-onnx"} <= set(listed)
 
 
 def test_defaults_are_the_paths_of_the_pipeline(project: Path) -> None:

@@ -230,7 +230,7 @@ def test_models_answer_what_a_scoring_server_gets(registered: tuple[Path, Any, A
     image = np.random.default_rng(1).integers(0, 256, (40, 57), dtype=np.uint8)
     write_png(tmp_path / "image.png", image)
     text = base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
-    expected = Predictor.load(root / "models/segmenter/segmenter.pt").predict(image)
+    expected = Predictor.load(root / "models/segmenter/segmenter.pt").segment(image)
     with connect(resolve_uri("sqlite:///mlflow.db", root)):
         model = mlflow.pyfunc.load_model("models:/amlp-segmenter@candidate")
         for inputs in ([text], [image.tolist()]):

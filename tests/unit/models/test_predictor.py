@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from amlp.errors import UserError
 from amlp.models.checkpoint import save
 from amlp.models.encoder import EncoderPlan
 from amlp.models.predictor import Prediction, Predictor
@@ -52,7 +53,7 @@ def test_the_same_image_gives_the_same_probabilities(predictor):
 
 def test_a_prediction_holds_what_the_single_functions_return(predictor):
     image = np.random.default_rng(3).integers(0, 255, (50, 60), dtype=np.uint8)
-    found = predictor.predict(image)
+    found = predictor.segment(image)
     assert np.array_equal(found.probability, predictor.probability(image))
     assert np.array_equal(found.mask, predictor.mask(image))
     assert found.area == found.mask.sum()
@@ -67,6 +68,35 @@ def test_a_batch_gives_each_image_what_it_gets_alone(predictor):
         one = slice(number, number + 1)
         found = predictor.finish(logits[one], presence[one], image.shape[:2])
         assert np.abs(found.probability - predictor.probability(image)).max() < 1e-5
+
+
+def test_a_list_gives_masks_and_probabilities_of_the_images_own_sizes(predictor):
+    random = np.random.default_rng(5)
+    shapes = [(50, 60), (9, 31, 3), (64, 20, 1), (8, 8, 4)] * 5  # more than the model sees at a time
+    images = [random.integers(0, 255, shape, dtype=np.uint8) for shape in shapes]
+    masks, probabilities = predictor.predict(images), predictor.probabilities(images)
+    for image, mask, probability in zip(images, masks, probabilities, strict=True):
+        assert mask.shape == probability.shape == image.shape[:2]
+        assert (mask.dtype, probability.dtype) == (np.bool_, np.float32)
+        assert np.array_equal(mask, probability > 0.5)
+        assert np.abs(probability - predictor.probability(image)).max() < 1e-5
+    assert predictor.predict([]) == predictor.probabilities(()) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((20, 30), np.uint8), r"images: ndarray \(20, 30\), expected a list of arrays; \[image\] for one"),
+        ([np.zeros((20, 30)), np.zeros((3, 20, 30))], r"images\[1\]: shape \(3, 20, 30\), expected \(H, W\)"),
+        ([np.full((20, 30), np.nan)], r"images\[0\]: holds values that are not finite"),
+        (["image.png"], r"images\[0\]: str, expected an array of numbers"),
+        ([np.array([["a"]])], r"images\[0\]: array of <U1, expected an array of numbers"),
+    ],
+)
+def test_what_is_no_list_of_images_is_refused_by_its_number(predictor, images, message):
+    for ask in (predictor.predict, predictor.probabilities):
+        with pytest.raises(UserError, match=message):
+            ask(images)
 
 
 def uncertainty(*values):

@@ -120,6 +120,20 @@ def test_outside_of_a_repository_the_commit_is_unknown(tmp_path: Path, monkeypat
     assert code_version(tmp_path) == ("unknown", None)
 
 
+def test_code_of_an_installed_wheel_is_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data/ingest").mkdir(parents=True)
+    (tmp_path / "site-packages/amlp/template").mkdir(parents=True)
+
+    def found() -> str:
+        return collect_lineage(params=Params(), root=tmp_path, test_hash="t").requirement
+
+    assert found() == "", "a clone's code is that of its commit"
+    monkeypatch.setattr(amlp, "__file__", str(tmp_path / "site-packages/amlp/__init__.py"))
+    assert found() == f"amlp=={amlp.__version__}"
+    monkeypatch.setenv(COMMIT_VARIABLE, "abc123")
+    assert found() == "", "an image states its commit"
+
+
 def test_code_of_a_run_elsewhere_is_the_library_s(
     repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ def test_alpha_is_dropped_and_a_single_pixel_is_an_image(weights: Path, model: S
 
 def test_a_record_tells_area_presence_and_uncertainty(weights: Path, model: SegmenterModel) -> None:
     image = np.random.default_rng(3).integers(0, 256, (40, 30), dtype=np.uint8)
-    expected = Predictor.load(weights).predict(image)
+    expected = Predictor.load(weights).segment(image)
     record = model.predict(image, params={"probability": True})
     np.testing.assert_array_equal(record.pop("probability"), expected.probability)
     np.testing.assert_array_equal(record.pop("mask"), expected.mask)

@@ -61,7 +61,7 @@ def test_onnx_runtime_gives_the_predictor_s_masks(weights: Weights, pictures: li
         probability, presence, logits = session.run(["probability", "presence", "logits"], {"images": inputs[:batch]})
         assert probability.shape == (batch, 32, 32) and presence.shape == (batch,)
         for number, image in enumerate(images[:batch]):
-            expected = predictor.predict(image)
+            expected = predictor.segment(image)
             found = native_probability(logits[number], presence[number], image.shape[:2])
             assert np.abs(found - expected.probability).max() <= TOLERANCE
             np.testing.assert_array_equal(found > 0.5, expected.mask != 0)

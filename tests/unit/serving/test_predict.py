@@ -66,7 +66,7 @@ def test_masks_and_figures_are_the_predictor_s(weights: Weights, pictures: Path,
     assert list(table.reset_index().columns) == list(COLUMNS)
     for name, row in table.iterrows():
         image = read_image(pictures / str(name))
-        expected = predictor.predict(image)
+        expected = predictor.segment(image)
         mask = read_mask(tmp_path / "out" / row["mask"])
         assert row["mask"] == f"masks/{name}".replace(".jpg", ".png")
         np.testing.assert_array_equal(mask, expected.mask)

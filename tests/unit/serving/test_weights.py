@@ -22,7 +22,7 @@ def test_a_file_or_its_folder_is_taken(tmp_path: Path) -> None:
     [
         ("nowhere.pt", r"nowhere\.pt: no such file; expected segmenter\.pt"),
         ("models:/amlp-segmenter", "expected models:/NAME@ALIAS"),
-        ("models:/amlp-segmenter@champion", r"mlflow\.db not found; name MLflow's address with --tracking-uri"),
+        ("models:/amlp-segmenter@champion", r"mlflow\.db not found; name MLflow's address"),
     ],
 )
 def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str) -> None:
