@@ -38,7 +38,7 @@ from amlp.errors import UserError
 from amlp.files import sha256
 from amlp.method.scores import centre_prior, lesion_scores
 from amlp.metrics.lesion_patches import lesion_patches
-from amlp.metrics.patches import Figure, PatchTally
+from amlp.metrics.patches import Bounded, PatchTally
 from amlp.params import ScoreParams
 from benchmarks.machine import report
 
@@ -157,7 +157,7 @@ def measure(scores: Array, selected: Array, lesion: Array, groups: Array) -> dic
     }
 
 
-def _entry(figure: Figure) -> dict[str, float | None]:
+def _entry(figure: Bounded) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {name: None if math.isnan(value) else value for name, value in asdict(figure).items()}
 

@@ -24,7 +24,7 @@ from amlp.errors import UserError
 from amlp.files import atomic_dir, write_json
 from amlp.method.scores import centre_prior, lesion_scores
 from amlp.metrics.lesion_patches import lesion_patches
-from amlp.metrics.patches import PatchTally, as_metrics, central, judge
+from amlp.metrics.patches import PatchTally, as_metrics, central, describe
 from amlp.params import PreprocessParams, ScoreParams
 from amlp.progress import progress
 
@@ -230,7 +230,7 @@ def _tell(metrics: dict[str, Any], stats: dict[str, Any], out: Path) -> None:
     if metrics["guarded_share"] > 0:
         print(f"  {metrics['guarded_share']:.1%} of the training images have no lesion category: masked at random")
     if "scores" in metrics:
-        text, warning = judge(metrics["scores"])
+        text, warning = describe(metrics["scores"])
         print(f"  {text}")
         if warning:
             print(f"  warning: {warning}")

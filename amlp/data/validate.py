@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from amlp.data.expectations import judge
+from amlp.data.expectations import check
 from amlp.data.images import read_image, read_mask, to_grey, to_model_input, to_uint8
 from amlp.errors import ListedError, UserError
 from amlp.files import atomic_dir, write_json
@@ -70,7 +70,7 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
     failed = out.with_name(f"{out.name}-failed")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch)
-        judgement = judge(manifest, params=params, docs=report / "data_docs")
+        judgement = check(manifest, params=params, docs=report / "data_docs")
         bad, odd = judgement.bad["case_id"].nunique(), judgement.odd["case_id"].nunique()
         judgement.bad.to_csv(report / BAD_CASES, index=False)
         judgement.odd.to_csv(report / "warnings.csv", index=False)

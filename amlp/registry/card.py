@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amlp.files import read_json, write_json
+from amlp.metrics.figures import FIGURES, MODELS, in_order
 from amlp.params import Params
 from amlp.registry.lineage import Lineage
 
@@ -27,14 +28,6 @@ _PICTURES = {
         "Typical test images": "evaluation/overlays/median.png",
         "Test images with the worst masks": "evaluation/overlays/worst.png",
     },
-}
-_FIGURES = {
-    "dsc": "DSC, all images",
-    "dsc_lesion": "DSC, images with a lesion",
-    "sensitivity": "sensitivity of pixels",
-    "ppv": "positive predictive value of pixels",
-    "hd95": "95 % Hausdorff distance, pixels",
-    "false_positive_rate": "images without a lesion that get one",
 }
 USE = (
     "Research on lesion segmentation, on images like those it was trained on. It is not a medical device, was not "
@@ -169,20 +162,20 @@ def describe(card: Mapping[str, Any], pictures: Mapping[str, str], *, tracking_u
 
 
 def _table(metrics: Mapping[str, Any]) -> list[str]:
-    names = sorted(metrics, key=lambda name: ("segmenter", "scratch", "threshold").index(name)
-                   if name in ("segmenter", "scratch", "threshold") else 3)  # fmt: skip
-    rows = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for figure, title in _FIGURES.items():
+    names = in_order(metrics)
+    rows = [f"| | {' | '.join(MODELS.get(name, name) for name in names)} |", f"|---|{'---|' * len(names)}"]
+    for figure, label in FIGURES.items():
         if any(figure in metrics[name] for name in names):
-            rows.append(f"| {title} | {' | '.join(_value(metrics[name].get(figure)) for name in names)} |")
+            cells = (_value(metrics[name].get(figure), digits=label.digits) for name in names)
+            rows.append(f"| {label.text} | {' | '.join(cells)} |")
     return rows
 
 
-def _value(interval: Mapping[str, Any] | None) -> str:
+def _value(interval: Mapping[str, Any] | None, *, digits: int = 3) -> str:
     if not interval or interval.get("mean") is None:
         return "–"
-    ends = "" if interval.get("low") is None else f" ({interval['low']:.3f} to {interval['high']:.3f})"
-    return f"{interval['mean']:.3f}{ends}"
+    ends = "" if interval.get("low") is None else f" ({interval['low']:.{digits}f} to {interval['high']:.{digits}f})"
+    return f"{interval['mean']:.{digits}f}{ends}"
 
 
 def _difference(name: str, figures: Mapping[str, Any]) -> str:

@@ -45,7 +45,11 @@ class Made:
         training, train = code_digest(), data_digest(shards)
         package = Path(amlp.__file__).parent
         # Scores are of images and masks at their native size.
-        scoring = [package / "data" / "images.py", *sorted((package / "evaluation").glob("*.py"))]
+        scoring = [
+            package / "data" / "images.py",
+            *sorted((package / "evaluation").glob("*.py")),
+            *sorted((package / "metrics").glob("*.py")),
+        ]
         scored = sorted(shards.glob("test-*.npy"))
         return cls(
             code={
