@@ -30,9 +30,9 @@ from amlp.registry.tracking import (
     child_run,
     connect,
     import_mlflow,
+    mlflow_uri,
     parent_run,
     resolve_uri,
-    tracking_address,
 )
 
 if TYPE_CHECKING:
@@ -115,15 +115,15 @@ def register(
         )
     lineage = collect_lineage(params=params, root=root, test_hash=summary["test"]["hash"], data_md5=data_md5)
 
-    tracking_uri = tracking_address(settings.tracking_uri)
-    with connect(resolve_uri(tracking_uri, root)) as client:
+    address = mlflow_uri(settings.tracking_uri)
+    with connect(resolve_uri(address, root)) as client:
         name = f"amlp {lineage.params_hash[:8]}"
         run_tags = {**(tags or {}), **lineage.tags()}
         if lineage.git_commit != "unknown":
             # MLflow's own name for it, which its pages show.
             run_tags["mlflow.source.git.commit"] = lineage.git_commit
         with parent_run(client, experiment=settings.experiment, name=name, tags=run_tags) as run_id:
-            print(f"MLflow: run {run_id} in experiment {settings.experiment!r} at {tracking_uri}", flush=True)
+            print(f"MLflow: run {run_id} in experiment {settings.experiment!r} at {address}", flush=True)
             log = RunLog(client, run_id)
             values = params.model_dump(by_alias=True)
             log.parameters(values)
@@ -140,14 +140,14 @@ def register(
                     summary=summary, lineage=lineage, tags=tags or {}, run_id=run_id,
                 )  # fmt: skip
                 with tempfile.TemporaryDirectory() as folder:
-                    write_card(Path(folder), card, root=root, tracking_uri=tracking_uri)
+                    write_card(Path(folder), card, root=root, tracking_uri=address)
                     client.log_artifacts(run_id, folder, f"{CARDS}/{kind}")
             for model in (encoder, segmenter):
                 client.set_registered_model_alias(model["name"], CANDIDATE, model["version"])
                 model["aliases"] = [CANDIDATE]
 
         registration = {
-            "tracking_uri": tracking_uri,
+            "tracking_uri": address,
             "experiment": settings.experiment,
             "parent_run_id": run_id,
             "stage_runs": stage_runs,
