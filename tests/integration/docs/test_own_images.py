@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Path:
     for patient in range(24):
         for case in render_patient(params=params, seed=7, patient=patient):
             where = tmp_path / "start/my-data" / ("unlabelled" if patient >= 20 else case.label)
+            where.mkdir(parents=True, exist_ok=True)
             write_png(where / f"{case.case_id}.png", case.image)
             if patient < 20:
                 write_png(where / f"{case.case_id}_mask.png", case.mask)
@@ -39,6 +40,7 @@ def test_the_blocks_run(page: Page, folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", WITH_S3, ids=lambda page: page.name)
 def test_the_blocks_run_beside_s3(page: Page, s3_server: S3Server, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
+    (folder / "images/lesion").mkdir(parents=True)
     for case in render_patient(params=PhantomParams(height=64, width=80), seed=7, patient=0):
         write_png(folder / f"images/lesion/{case.case_id}.png", case.image)
     s3_server.client().create_bucket(Bucket="amlp-data")
