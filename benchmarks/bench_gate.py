@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from amlp.params import GateParams
 from amlp.promotion.decision import Kind, exceeds
-from amlp.promotion.gate import figure, intervals, judge, parts
+from amlp.promotion.gate import figure, intervals, parts, verdict
 from benchmarks.machine import report
 
 DRAWS = 2000
@@ -133,10 +133,10 @@ def decisions(drawn: Drawn, params: GateParams, seed: int = 0) -> list[dict[str,
         found.append(figures)
     rows = []
     for effect, *classes in zip(*found, strict=True):
-        overall = judge([effect], params)[0] == "promote"
+        overall = verdict([effect], params)[0] == "promote"
         rows.append(
             {
-                "promoted": judge([effect, *classes], params)[0] == "promote",
+                "promoted": verdict([effect, *classes], params)[0] == "promote",
                 "overall": overall,
                 "estimate": overall and all(exceeds(each.gain, -each.margin) for each in classes),
                 "interval": overall and all(exceeds(each.worst, -each.margin) for each in classes),

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from amlp.cli.arguments import Commands, Run, path, read_params
+from amlp.layout import RunFolder
 
 
 def add_to(commands: Commands) -> None:
@@ -74,7 +75,7 @@ def _promote(args: argparse.Namespace) -> int:
     from amlp.promotion import promote
     from amlp.promotion.ledger import Overtaken
 
-    name = params.register_.segmenter_name
+    name, run = params.register_.segmenter_name, RunFolder(args.root)
     with _registry(args) as client:
         _settled(client, name)
         candidate = promote.find_version(client, name, args.version)
@@ -85,9 +86,9 @@ def _promote(args: argparse.Namespace) -> int:
             candidate,
             reference=reference,
             params=params.gate,
-            ingest=args.root / "data/ingest",
-            shards=args.root / "data/shards",
-            scratch=args.root / "models/scratch",
+            ingest=run.ingest.path,
+            shards=run.shards.path,
+            scratch=run.scratch.path,
         )
         print(f"{decision.outcome} ({decision.reason}): {decision.explanation}")
         for figure in decision.classes:

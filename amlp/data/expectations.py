@@ -1,6 +1,6 @@
 """What is expected of a case's facts, judged by Great Expectations; its Data Docs as two pages that need no network.
 
-Great Expectations is imported by `judge` alone, for that takes seconds.
+Great Expectations is imported by `check` alone, for that takes seconds.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _rules(params: ValidateParams) -> list[_Rule]:
     ]  # fmt: skip
 
 
-def judge(facts: pd.DataFrame, *, params: ValidateParams, docs: Path) -> Judgement:
+def check(facts: pd.DataFrame, *, params: ValidateParams, docs: Path) -> Judgement:
     """Run a checkpoint on the table of facts.
 
     Args:

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,9 @@ from amlp.errors import UserError
 from amlp.evaluation.overlays import Example, draw_overlays, select_examples
 from amlp.evaluation.threshold import Threshold, best_threshold
 from amlp.files import atomic_dir, read_json, write_json
+from amlp.layout import EvaluationFolder, SegmenterFolder
 from amlp.metrics.bootstrap import group_bootstrap
+from amlp.metrics.figures import FIGURES, in_order
 from amlp.metrics.segmentation import RULE, score_case
 from amlp.models.predictor import Predictor
 from amlp.params import EvaluateParams
@@ -40,15 +42,6 @@ Split = Literal["test", "unused"]
 # As text names the images.
 SPLITS: dict[Split, str] = {"test": "test images", "unused": "training images whose masks fine-tuning did not see"}
 
-# Figure in the summary -> its line in the printed table.
-FIGURES = {
-    "dsc": "DSC, all images",
-    "dsc_lesion": "DSC, images with a lesion",
-    "ppv": "PPV",
-    "sensitivity": "sensitivity",
-    "hd95": "HD95 (pixels)",
-    "false_positive_rate": "false-positive rate",
-}
 _BATCH = 256
 _EXAMPLES = 4
 _BINS = 20
@@ -87,7 +80,7 @@ def evaluate(
     """
     folders = {"segmenter": segmenter} | ({} if scratch is None else {"scratch": scratch})
     models: dict[str, Predict] = {
-        name: Predictor.load(folder / "segmenter.pt").mask for name, folder in folders.items()
+        name: Predictor.load(SegmenterFolder(folder).weights).mask for name, folder in folders.items()
     }
     if split == "unused":
         for folder in folders.values():
@@ -100,7 +93,7 @@ def evaluate(
 
 def _check_labels(folder: Path, shards: Path, fraction: float, seed: int) -> None:
     """Refuse parameters that are not those of the fine-tuning: images would count as unused that were trained on."""
-    file = folder / "labels.json"
+    file = SegmenterFolder(folder).labels
     if not file.is_file():
         raise UserError(f"{file}: not found, so it is not known which masks {folder} was trained on; fine-tune again.")
     trained = read_json(file)
@@ -147,11 +140,12 @@ def evaluate_models(
     summary = _summarise(cases, params=params, seed=seed, threshold=threshold, digest=digest, split=split)
 
     with atomic_dir(out) as folder:
-        cases.to_csv(folder / "cases.csv", index=False, lineterminator="\n")
-        write_json(folder / "summary.json", summary)
-        write_json(folder / "metrics.json", _flatten(summary))
-        _dsc_histogram(cases).to_csv(folder / "dsc_histogram.csv", index=False, lineterminator="\n")
-        _write_overlays(folder / "overlays", models, cases=cases, test=test, ingest=ingest, split=split)
+        written = EvaluationFolder(folder)
+        cases.to_csv(written.cases, index=False, lineterminator="\n")
+        write_json(written.summary, summary)
+        write_json(written.metrics, _flatten(summary))
+        _dsc_histogram(cases).to_csv(written.histogram, index=False, lineterminator="\n")
+        _write_overlays(written.overlays, models, cases=cases, test=test, ingest=ingest, split=split)
     print(_table(summary))
     print(f"wrote {out}: cases.csv, summary.json, metrics.json, dsc_histogram.csv, overlays/*.png")
     return summary
@@ -319,16 +313,18 @@ def _write_overlays(
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-    test, models = summary["test"], summary["models"]
+    test = summary["test"]
+    models = {name: summary["models"][name] for name in in_order(summary["models"])}
+    rows = [
+        [label.text, *(_text(entry[figure], digits=label.digits) for entry in models.values())]
+        for figure, label in FIGURES.items()
+    ]
+    rows.append(["  HD95 undefined (images)", *(str(entry["hd95"]["undefined"]) for entry in models.values())])
     lines = [
         f"{SPLITS[test['split']]}: {test['cases']}, {test['lesion_cases']} with a lesion, {test['groups']} groups; "
         f"mean [{summary['confidence']:.0%} interval, bootstrap over groups]",
-        f"{'':26}" + "".join(f"{name:>26}" for name in models),
+        *_columns([["", *models], *rows]),
     ]
-    for figure, label in FIGURES.items():
-        lines.append(f"{label:26}" + "".join(f"{_text(entry[figure]):>26}" for entry in models.values()))
-    undefined = "".join(f"{entry['hd95']['undefined']:>26}" for entry in models.values())
-    lines.append(f"{'  HD95 undefined (images)':26}{undefined}")
     for name, entry in summary["paired"].items():
         lines.append(f"{name}, paired: DSC {_text(entry['dsc'], sign='+')}")
     baseline = Threshold(*(models["threshold"][key] for key in ("threshold", "polarity", "train_dsc")))
@@ -337,9 +333,19 @@ def _table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _text(figure: Mapping[str, Any], sign: str = "") -> str:
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align rows of equal length: the first column to the left, the others to the right, two spaces apart at least."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    first, *others = widths
+    return [
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
+        for row in rows
+    ]
+
+
+def _text(figure: Mapping[str, Any], *, digits: int = 3, sign: str = "") -> str:
     if figure["mean"] is None:
         return "undefined"
     if figure["low"] is None:
-        return f"{figure['mean']:{sign}.3f} [too few groups]"
-    return f"{figure['mean']:{sign}.3f} [{figure['low']:{sign}.3f}, {figure['high']:{sign}.3f}]"
+        return f"{figure['mean']:{sign}.{digits}f} [too few groups]"
+    return f"{figure['mean']:{sign}.{digits}f} [{figure['low']:{sign}.{digits}f}, {figure['high']:{sign}.{digits}f}]"

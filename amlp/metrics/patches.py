@@ -30,7 +30,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Bounded:
     """A value with its 95 % interval; NaN where undefined, as an interval is of fewer than two groups."""
 
     value: float
@@ -43,9 +43,9 @@ class PatchFigures:
     """What `PatchTally` found; `images` counts the images with a lesion, `selected` is the share of patches."""
 
     auc: float
-    recall: Figure
-    enrichment: Figure
-    auc_within: Figure
+    recall: Bounded
+    enrichment: Bounded
+    auc_within: Bounded
     selected: float
     images: int
 
@@ -105,7 +105,7 @@ class PatchTally:
                 known = row[~np.isnan(row)]
                 if len(known):
                     ends[:, number] = np.quantile(known, [tail, 1 - tail])
-        recall, enrichment, within = (Figure(*map(float, part)) for part in zip(values, *ends, strict=True))
+        recall, enrichment, within = (Bounded(*map(float, part)) for part in zip(values, *ends, strict=True))
         return PatchFigures(
             auc=self._auc(),
             recall=recall,
@@ -158,7 +158,7 @@ def central(selected: Array, prior: Array) -> NDArray[np.bool_]:
     return picked
 
 
-def judge(metrics: Mapping[str, float]) -> tuple[str, str | None]:
+def describe(metrics: Mapping[str, float]) -> tuple[str, str | None]:
     """Say in words how well the scores find lesions, and what to change where they don't.
 
     Args:

@@ -86,7 +86,7 @@ def decide(
         groups = before["group"].to_numpy()[part.rows]
         [interval] = intervals(pd.DataFrame({"difference": new - old}), groups, params=params, seed=split.seed).values()
         figures.append(figure(part, interval, old=old, new=new, groups=groups, params=params))
-    outcome, reason, explanation = judge(figures, params)
+    outcome, reason, explanation = verdict(figures, params)
     return Decision(
         outcome=outcome,
         reason=reason,
@@ -190,7 +190,7 @@ def figure(
     )
 
 
-def judge(figures: Sequence[Figure], params: GateParams) -> tuple[Outcome, Reason, str]:
+def verdict(figures: Sequence[Figure], params: GateParams) -> tuple[Outcome, Reason, str]:
     """Apply the rule to the figures of `parts`; the explanation names all that speaks against a promotion."""
     effect, *classes = figures
     against: list[tuple[Keep, str]] = []

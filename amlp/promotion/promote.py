@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amlp.errors import UserError
 from amlp.files import sha256
+from amlp.layout import SegmenterFolder
 from amlp.params import GateParams
 from amlp.promotion.decision import Decision, FrozenSplit, Model, Side
 from amlp.promotion.gate import decide, refuse
@@ -123,7 +124,7 @@ def judge(
     champion = client.get_model_version(candidate.name, reference) if reference else None
     challenger = Model(str(candidate), registered.tags["model_sha256"])
     if champion is None:
-        file = scratch / _WEIGHTS
+        file = SegmenterFolder(scratch).weights
         if not file.is_file():
             raise UserError(f"{file}: not found; a first champion has to beat the model from scratch, see --scratch.")
         opponent = Model("the model from scratch", sha256(file))
@@ -238,7 +239,7 @@ def decided_before(
         if (digest := hashlib.sha256(text.encode()).hexdigest()) != entry.record_sha256:
             raise UserError(f"{entry.record}: SHA-256 {digest}, the history says {entry.record_sha256}.")
         record: dict[str, Any] = json.loads(text)["gate"]
-        opponent = None if reference else sha256(scratch / _WEIGHTS)
+        opponent = None if reference else sha256(SegmenterFolder(scratch).weights)
         if (
             record["reason"] != "unreadable_model"
             and record["thresholds"] == params.model_dump()

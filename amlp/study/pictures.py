@@ -10,9 +10,10 @@ import pandas as pd
 
 from amlp.data.images import read_image, read_mask
 from amlp.data.shards import ShardedSplit
-from amlp.evaluation.evaluate import FIGURES
 from amlp.evaluation.overlays import Example, draw_overlays
 from amlp.files import atomic_file
+from amlp.layout import SegmenterFolder
+from amlp.metrics.figures import FIGURES
 from amlp.models.predictor import Predictor
 from amlp.study.plan import Cell
 from amlp.study.results import Results
@@ -51,7 +52,7 @@ def draw_scores(path: Path, results: Results) -> None:
         axes.set_yticks(range(len(arms)), [_plain(results.study.title(arm)) for arm in arms], fontsize=8)
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.set_title(f"{fraction:.0%} of the labels", fontsize=10)
-        axes.set_xlabel(FIGURES["dsc"])
+        axes.set_xlabel(FIGURES["dsc"].text)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
     _write(path, figure)
@@ -86,7 +87,7 @@ def draw_fractions(path: Path, results: Results) -> bool:
     axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("share of the labels")
-    axes.set_ylabel(FIGURES["dsc"])
+    axes.set_ylabel(FIGURES["dsc"].text)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
     _write(path, figure)
@@ -135,7 +136,7 @@ def _model(results: Results, cell: Cell) -> Path | None:
         return None
     unit = results.plan.cells[cell].needs
     assert unit is not None
-    file = results.store.result(unit) / "segmenter.pt"
+    file = SegmenterFolder(results.store.result(unit)).weights
     return file if file.is_file() else None
 
 

@@ -30,6 +30,7 @@ def code_digest() -> str:
     root = Path(amlp.__file__).parent
     folders = [root / name for name in ("method", "models", "training")]
     read = [root / "data" / name for name in ("augment.py", "labels.py", "shards.py")]
+    read.append(root / "metrics" / "lesion_patches.py")
     files = [*read, *(f for d in folders for f in d.glob("*.py"))]
     return run_digest(torch.__version__, *((path.name, sha256(path)) for path in sorted(files)))
 

@@ -74,8 +74,8 @@ MUTATIONS = (
     Mutation(
         "a first champion has to beat nothing",
         GATE,
-        "= judge(figures, params)",
-        "= judge(figures, params) if champion else ('promote', 'better', '')",
+        "= verdict(figures, params)",
+        "= verdict(figures, params) if champion else ('promote', 'better', '')",
     ),
     Mutation("the first challenger is compared with itself", GATE, "baseline if champion", "challenger if champion"),
     # Which scores

@@ -60,7 +60,8 @@ def _write_data(data: Path, labels: tuple[str, ...], random: np.random.Generator
     index = pd.DataFrame(rows)
     manifest = index[["case_id", "image", "mask", "label", "height", "width"]].assign(patient=None, channels=1, bits=8)
     manifest.to_parquet(data / "ingest" / "manifest.parquet")
-    write_json(data / "ingest" / "summary.json", {"cases": len(rows)})
+    patients = {"patients": len(rows), "without_patient": 0}
+    write_json(data / "ingest" / "summary.json", {"cases": len(rows), **patients})
     write_json(data / "validate" / "metrics.json", {"cases": len(rows), "bad_cases": 0})
     (data / "validate" / "bad_cases.csv").write_text("case_id,reason\n", encoding="utf-8")
     write_json(data / "validate" / "expectations.json", {"success": True})

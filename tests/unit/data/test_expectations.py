@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amlp.data.expectations import judge
+from amlp.data.expectations import check
 from amlp.params import ValidateParams
 
 GOOD = {
@@ -23,7 +23,7 @@ def test_limits_come_from_the_parameters_and_hold_inclusively(tmp_path: Path) ->
     params = ValidateParams(min_side=50, max_aspect=2.0, min_contrast=0.1, max_lesion_fraction=0.5)
     on_the_limit = {"height": 50, "width": 50, "aspect": 2.0, "contrast": 0.1, "lesion_fraction": 0.5, "grey_levels": 8}
     over = {"height": 49, "width": 49, "aspect": 2.01, "contrast": 0.099, "lesion_fraction": 0.51, "grey_levels": 7}
-    found = judge(table(on_the_limit, over), params=params, docs=tmp_path / "docs")
+    found = check(table(on_the_limit, over), params=params, docs=tmp_path / "docs")
     assert set(found.bad["case_id"]) == {"case_1"}
     assert dict(zip(found.bad["column"], found.bad["value"], strict=True)) == over
     assert found.odd.empty
@@ -31,20 +31,20 @@ def test_limits_come_from_the_parameters_and_hold_inclusively(tmp_path: Path) ->
 
 def test_unknown_facts_fail_nothing_but_the_problem_behind_them(tmp_path: Path) -> None:
     unknown = {"problem": "x: truncated", "contrast": np.nan, "grey_levels": np.nan, "lesion_fraction": np.nan}
-    found = judge(table({}, unknown), params=ValidateParams(), docs=tmp_path / "docs")
+    found = check(table({}, unknown), params=ValidateParams(), docs=tmp_path / "docs")
     assert found.bad[["case_id", "column", "value", "reason"]].to_numpy().tolist() == [
         ["case_1", "problem", "x: truncated", "x: truncated"]
     ]
 
 
 def test_both_cases_of_one_id_are_bad(tmp_path: Path) -> None:
-    found = judge(table({"case_id": "same"}, {"case_id": "same"}, {}), params=ValidateParams(), docs=tmp_path / "docs")
+    found = check(table({"case_id": "same"}, {"case_id": "same"}, {}), params=ValidateParams(), docs=tmp_path / "docs")
     assert found.bad["case_id"].tolist() == ["same", "same"]
 
 
 def test_the_pages_run_and_load_nothing_whatever_a_value_says(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
-    judge(
+    check(
         table({}, {"problem": "<script>alert(1)</script>{}<img src=x onerror=alert(2)>"}),
         params=ValidateParams(),
         docs=docs,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -378,3 +379,27 @@ def test_the_command_scores_unused_images_into_a_folder_of_their_own(
     assert not (data / "evaluation").exists()
     assert main(command) == 0
     assert read_json(data / "evaluation/summary.json")["test"]["split"] == "test"
+
+
+def _one_corner(image: np.ndarray) -> np.ndarray:
+    mask = np.zeros(image.shape[:2], dtype=np.uint8)
+    mask[0, 0] = 1
+    return mask
+
+
+def test_columns_of_the_printed_table_stay_apart_where_distances_are_large(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (*data.glob("ingest/images/*.png"), *data.glob("ingest/masks/*.png")):
+        with Image.open(file) as image:
+            larger = image.resize((16 * image.width, 16 * image.height), Image.Resampling.NEAREST)
+        larger.save(file)
+    summary = _run(data, segmenter=_perfect, scratch=_one_corner, other=_one_corner)
+    assert summary["models"]["scratch"]["hd95"]["low"] > 100
+    shown = capsys.readouterr().out.splitlines()
+    head = next(line for line in shown if line.lstrip().startswith("segmenter"))
+    table = shown[shown.index(head) : shown.index(head) + 8]
+    cells = [re.split(r" {2,}", line.strip()) for line in table]
+    assert cells[0] == ["segmenter", "scratch", "threshold", "other"]
+    assert all(len(row) == 5 for row in cells[1:]), cells
+    assert len({len(line) for line in table}) == 1

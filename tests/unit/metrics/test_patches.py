@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from amlp.metrics.lesion_patches import LESION_SHARE, lesion_patches
-from amlp.metrics.patches import PatchTally, as_metrics, central, judge
+from amlp.metrics.patches import PatchTally, as_metrics, central, describe
 
 
 def tally(scores: np.ndarray, lesion: np.ndarray, groups: np.ndarray | None = None, chunk: int = 1000) -> PatchTally:
@@ -69,22 +69,25 @@ def test_what_is_undefined_is_left_out() -> None:
     scores, lesion = np.zeros((3, 4), np.float32), np.eye(3, 4, dtype=bool)
     nothing = tally(scores, lesion).figures()
     assert nothing and as_metrics(nothing) == {"images": 3, "auc": 0.5, "recall": 0.0}
-    text, warning = judge(as_metrics(nothing))
+    text, warning = describe(as_metrics(nothing))
     assert "select no patch" in text and warning and "scores.polarity" in warning
     tiny = tally(np.full((3, 4), 0.9, np.float32), np.zeros((3, 4), bool)).figures()
     assert tiny and as_metrics(tiny) == {"images": 3}
-    assert judge(as_metrics(tiny)) == (judge({"images": 3})[0], None) and "can't be told" in judge({"images": 3})[0]
+    assert (
+        describe(as_metrics(tiny)) == (describe({"images": 3})[0], None)
+        and "can't be told" in describe({"images": 3})[0]
+    )
     full = tally(np.full((3, 4), 0.9, np.float32), np.ones((3, 4), bool)).figures()
-    assert full and "AUC" not in judge(as_metrics(full))[0]
+    assert full and "AUC" not in describe(as_metrics(full))[0]
     one = tally(*random_case(0), groups=np.zeros(12, int)).figures()
     assert one and "enrichment_low" not in as_metrics(one)
-    assert judge(as_metrics(one))[1] is None, "one group can't tell"
+    assert describe(as_metrics(one))[1] is None, "one group can't tell"
 
 
 @pytest.mark.parametrize(("low", "warned"), [(0.8, True), (1.0, True), (1.01, False)])
 def test_a_warning_names_what_to_change(low: float, warned: bool) -> None:
     metrics = {"images": 9, "auc": 0.6, "recall": 0.4, "enrichment": 1.2, "enrichment_low": low, "enrichment_high": 1.5}
-    text, warning = judge(metrics)
+    text, warning = describe(metrics)
     assert "40% of the lesion patches" in text and f"{low:.2f} to 1.50" in text
     assert (warning is not None) == warned
     for name in ("scores.descriptor", "scores.polarity", "pretrain.mps.enabled"):
@@ -95,7 +98,7 @@ def test_a_warning_names_what_to_change(low: float, warned: bool) -> None:
 def test_scores_that_do_no_better_than_the_centre_are_told(centre: float, warned: bool) -> None:
     """Operators centre what they look for, so above chance alone says little."""
     metrics = {"images": 9, "recall": 0.4, "enrichment": 1.2, "enrichment_low": 1.05, "enrichment_high": 1.5}
-    warning = judge(metrics | {"centre_enrichment": centre})[1]
+    warning = describe(metrics | {"centre_enrichment": centre})[1]
     assert (warning is not None) == warned
     assert warning is None or (f"{centre:.2f}" in warning and "scores.polarity" in warning)
 

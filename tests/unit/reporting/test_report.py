@@ -14,7 +14,7 @@ from PIL import Image
 
 from amlp.errors import ListedError
 from amlp.files import read_json, write_json
-from amlp.params import Params
+from amlp.params import Params, parse_params
 from amlp.reporting.report import report
 from tests.support.stage_outputs import write_stage_outputs
 
@@ -230,7 +230,7 @@ def test_large_pictures_are_made_to_fit(root: Path) -> None:
 def test_missing_outputs_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(ListedError) as caught:
         report(params=Params(), root=tmp_path, out=tmp_path / "report.html")
-    assert "evaluation/summary.json" in caught.value.problems and len(caught.value.problems) == 6
+    assert "evaluation/summary.json" in caught.value.problems and len(caught.value.problems) == 7
     assert not (tmp_path / "report.html").exists()
 
 
@@ -238,3 +238,30 @@ def test_page_is_written_although_mlflow_is_gone(root: Path, capsys: pytest.Capt
     write(root)
     assert "Not attached" in capsys.readouterr().out
     assert not (root / "mlflow.db").exists()
+
+
+def test_own_images_are_called_by_their_folder_and_it_is_not_told_where_that_lies(root: Path) -> None:
+    params = parse_params({"ingest": {"source": "busi", "path": "/srv/hospital-7/thyroid"}}, "test")
+    text, page = write(root, params)
+    assert page.text.count("thyroid") >= 2 and "BUSI" not in page.text
+    assert "hospital-7" not in text
+
+
+@pytest.mark.parametrize(
+    ("patients", "without", "expected"),
+    [
+        (12, 0, "A group is all images of one patient and their near-duplicates"),
+        (0, 12, "No patient is known: images of one patient may be in several groups and splits"),
+        (5, 7, "The patient of 7 images is not known"),
+    ],
+)
+def test_the_page_says_what_a_group_is(root: Path, patients: int, without: int, expected: str) -> None:
+    write_json(root / "data/ingest/summary.json", {"patients": patients, "without_patient": without})
+    assert expected in write(root)[1].text
+
+
+@pytest.mark.parametrize(("tokens", "shown"), [(9_800, "9,800 visible"), (12_340_000, "12.3 million visible")])
+def test_few_patches_are_not_zero_millions(root: Path, tokens: int, shown: str) -> None:
+    file = root / "models/encoder/history.csv"
+    pd.read_csv(file).assign(visible_tokens=tokens).to_csv(file, index=False)
+    assert shown in write(root)[1].text

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from amlp.errors import UserError
 from amlp.files import read_json, write_json
 from amlp.metrics.bootstrap import Interval, crossed_bootstrap
-from amlp.study.page import escape, number, table, write_page
+from amlp.study.markdown import escape, number, table
+from amlp.study.page import write_page
 from amlp.study.plan import Aim, Cell, Study, Unit, make_plan
 from amlp.study.results import Results, aim_met, collect
 from amlp.study.store import Made, Store
