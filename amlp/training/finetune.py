@@ -88,14 +88,14 @@ def finetune(
         "encoder": start,
         "plan": asdict(plan),
         "input": asdict(inputs),
-        "state": training.place,
+        "state": training.uri,
         "start": None,
     }
     with training.locked():
         records = f"{absolute(state)}/ray/finetune-{digest}"
         before: dict[str, Any] = {"seconds": 0.0, "system": []}
         if maps is not None:
-            config["start"] = f"{training.place}/pseudo-labels"
+            config["start"] = f"{training.uri}/pseudo-labels"
             before = pseudo_labels.run(config, maps, settings, records)
         launch(_loop, config, workers=settings.num_workers, folder=records)
         end = training.finished(settings.epochs)

@@ -106,7 +106,7 @@ def _lesions(categories: Tensor, setup: Setup) -> Tensor:
     return (maps > 0.5).float()
 
 
-def _read_array(place: str) -> np.ndarray:
-    data = read(place)
-    assert data is not None, f"{place}: finetune() writes it before the workers start"
+def _read_array(uri: str) -> np.ndarray:
+    data = read(uri)
+    assert data is not None, f"{uri}: finetune() writes it before the workers start"
     return np.load(io.BytesIO(data))
