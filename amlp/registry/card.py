@@ -118,10 +118,10 @@ def write_card(folder: Path, card: Mapping[str, Any], *, root: Path, tracking_ur
         tracking_uri: of MLflow, for the commands.
     """
     pictures = {}
-    for caption, place in _PICTURES[card["kind"]].items():
-        if (root / place).is_file():
-            shutil.copy(root / place, folder / Path(place).name)
-            pictures[caption] = Path(place).name
+    for caption, file in _PICTURES[card["kind"]].items():
+        if (root / file).is_file():
+            shutil.copy(root / file, folder / Path(file).name)
+            pictures[caption] = Path(file).name
     write_json(folder / "card.json", dict(card))
     (folder / "README.md").write_text(describe(card, pictures, tracking_uri=tracking_uri), encoding="utf-8")
 
