@@ -255,7 +255,7 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
             pretraining = Unit("pretrain", cell.arm, None, cell.seed, params, None, digest)
             pretraining = units.setdefault(pretraining.name, pretraining)
         start = pretraining.digest if pretraining else None
-        digest = run_digest("finetune", *shared, params.finetune.model_dump(), start)
+        digest = run_digest("finetune", *shared, _as_ever(params.finetune), start)
         finetuning = Unit("finetune", *cell, params, pretraining, digest)
         finetuning = units.setdefault(finetuning.name, finetuning)
         # Named as ever where it is the test split, so that what is finished stays so.
@@ -264,6 +264,12 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         scoring = Unit("score", *cell, params, finetuning, digest)
         cells[cell] = units.setdefault(scoring.name, scoring)
     return Plan(tuple(units.values()), cells, study.file.scored)
+
+
+def _as_ever(section: Section) -> dict[str, Any]:
+    """Return a section's values by the earliest names of its keys, so that finished units are still found."""
+    earlier = {today: name for name, today in section.RENAMED.items()}
+    return {earlier.get(name, name): value for name, value in section.model_dump().items()}
 
 
 def _plain(value: str) -> str:

@@ -104,7 +104,7 @@ def finetune(
             "best_epoch": end["best"]["epoch"],
             "labelled_images": end["labelled_images"],
             "seconds": round(before["seconds"] + end["seconds"], 1),
-            "category_seconds": round(before["seconds"], 1),
+            "pseudo_label_seconds": round(before["seconds"], 1),
         }
         with output_dir(out) as folder:
             save(folder / "segmenter.pt", _segmenter(settings, plan, inputs, end["best"]["state"]))
@@ -130,7 +130,7 @@ def _loop(config: dict[str, Any]) -> None:
     # Resume precedence: this training's own checkpoint > what the pseudo-labels taught > the encoder > random weights.
     model = setup.model()
     if config["start"]:
-        model.load_state_dict(TrainingState(config["start"]).finished(settings.category_epochs)["average"])
+        model.load_state_dict(TrainingState(config["start"]).finished(settings.pseudo_label_epochs)["average"])
     session, stream = setup.session("finetune", model, rows, epochs=settings.epochs, state=config["state"])
     best: dict[str, Any] = session.resumed.get("best", {"dsc": -1.0, "epoch": -1, "state": {}})
 
