@@ -21,7 +21,9 @@ from amlp.errors import UserError
 from amlp.evaluation.overlays import PREDICTED_COLOUR
 from amlp.files import read_json, sha256
 from amlp.models.predictor import Predictor
-from amlp.serving.predict import BATCH, COLUMNS, JOURNAL, OVERLAY_SIDE, predict_folder
+from amlp.serving.batches import BATCH, OVERLAY_SIDE
+from amlp.serving.outputs import COLUMNS, JOURNAL
+from amlp.serving.predict import predict_folder
 from amlp.serving.weights import Weights
 from tests.support.stage_outputs import write_stage_outputs
 
