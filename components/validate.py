@@ -11,8 +11,9 @@ def validate(params: str, cases: Input[Dataset], validated: Output[Dataset], met
     import json
     from pathlib import Path
 
-    from amlp.data.validate import BAD_CASES, REMEDY, validate
+    from amlp.data.validate import REMEDY, validate
     from amlp.errors import ListedError
+    from amlp.layout import ValidateFolder
     from amlp.params import parse_params
 
     settings = parse_params(json.loads(params), "validate_params")
@@ -20,7 +21,7 @@ def validate(params: str, cases: Input[Dataset], validated: Output[Dataset], met
         validate(params=settings.validate_, ingest=Path(cases.path), out=Path(validated.path))
     except ListedError as error:
         # Kubeflow keeps no file of a task that failed.
-        print(Path(f"{validated.path}-failed", BAD_CASES).read_text(encoding="utf-8"))
+        print(ValidateFolder(Path(f"{validated.path}-failed")).bad_cases.read_text(encoding="utf-8"))
         raise ListedError(
             error.headline, error.problems, f"All of them are in the task's log, as CSV. {REMEDY}"
         ) from error

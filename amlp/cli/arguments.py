@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amlp.layout import RunFolder
 from amlp.storage import is_remote
 
 if TYPE_CHECKING:
     from amlp.params import Params
 
+# The folder in which the command runs.
+RUN = RunFolder(Path())
 Run = Callable[[argparse.Namespace], int | None]
 
 
@@ -47,13 +50,13 @@ class Commands:
         return added
 
 
-def path(to: argparse.ArgumentParser, flag: str, default: str | None, text: str) -> None:
+def path(to: argparse.ArgumentParser, flag: str, default: Path | str | None, text: str) -> None:
     """Add an option that takes a local path."""
     shown = f"{text} (default: {default})" if default else text
     to.add_argument(flag, type=Path, default=Path(default) if default else None, metavar="PATH", help=shown)
 
 
-def uri(to: argparse.ArgumentParser, flag: str, default: str | None, text: str) -> None:
+def uri(to: argparse.ArgumentParser, flag: str, default: Path | str | None, text: str) -> None:
     """Add an option that takes a local path or a URI in S3."""
     shown = f"{text}; local or s3://bucket/prefix" + (f" (default: {default})" if default else "")
     to.add_argument(flag, type=path_or_s3, default=Path(default) if default else None, metavar="URI", help=shown)

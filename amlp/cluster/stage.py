@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--params", "the parameters, a JSON file"),
         ("--shards", "what preprocess wrote, published"),
         ("--out", "where the outputs go"),
-        ("--state", "where a killed run goes on from"),
+        ("--state", "the checkpoints that a killed run resumes from"),
     ):
         parser.add_argument(flag, required=True, metavar="URI", help=f"{text}; s3://bucket/prefix or a shared path")
     parser.add_argument("--gpus", type=int, default=0, metavar="N", help="that the cluster must have (default: 0)")

@@ -19,11 +19,11 @@ from amlp.errors import UserError
 from amlp.files import write_json
 from amlp.models.predictor import Predictor
 from amlp.progress import progress
+from amlp.registry.weights import Weights
 from amlp.serving.batches import segment_all
 from amlp.serving.journal import Journal
 from amlp.serving.outputs import JOURNAL, MASKS, OVERLAYS, SUMMARY, TABLE, Writer, write_table
 from amlp.serving.sources import list_sources
-from amlp.serving.weights import Weights
 
 _SHOWN = 20
 

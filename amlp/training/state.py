@@ -1,4 +1,4 @@
-"""What a killed training goes on from: one file outside the outputs, which DVC deletes before it runs a stage."""
+"""What a killed training resumes from: one file outside the outputs, which DVC deletes before it runs a stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_digest(*parts: Any) -> str:
 
 
 def code_digest() -> str:
-    """Hash the code that a training runs, so that changed code never goes on from the weights of the old."""
+    """Hash the code that a training runs, so that changed code never resumes from the weights of the old."""
     root = Path(amlp.__file__).parent
     folders = [root / name for name in ("method", "models", "training")]
     read = [root / "data" / name for name in ("augment.py", "labels.py", "shards.py")]

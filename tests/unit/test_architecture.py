@@ -53,6 +53,7 @@ SHARED = {
     "amlp.environment",
     "amlp.errors",
     "amlp.files",
+    "amlp.layout",
     "amlp.params",
     "amlp.progress",
     "amlp.s3",
