@@ -14,7 +14,11 @@ def add_to(commands: Commands) -> None:
     def registry(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         added = commands.stage(name, run, text)
         path(added, "--root", ".", "folder that holds data/, models/ and, with SQLite, mlflow.db")
-        added.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: register.tracking_uri)")
+        added.add_argument(
+            "--tracking-uri",
+            metavar="URI",
+            help="MLflow's address (default: MLFLOW_TRACKING_URI, else register.tracking_uri)",
+        )
         return added
 
     def decides(to: argparse.ArgumentParser, *, reason: bool) -> None:
@@ -44,10 +48,10 @@ def add_to(commands: Commands) -> None:
 
 def _registry(args: argparse.Namespace) -> Any:
     """Connect to MLflow; the parameters name the place and the model."""
-    from amlp.registry.tracking import connect, resolve_uri, tracking_address
+    from amlp.registry.tracking import connect, mlflow_uri, resolve_uri
 
     settings = read_params(args).register_
-    return connect(resolve_uri(args.tracking_uri or tracking_address(settings.tracking_uri), args.root))
+    return connect(resolve_uri(mlflow_uri(settings.tracking_uri, given=args.tracking_uri), args.root))
 
 
 def _settled(client: Any, name: str) -> Any:

@@ -18,13 +18,12 @@ from amlp.params import GateParams
 from amlp.promotion.decision import Decision, FrozenSplit, Model, Side
 from amlp.promotion.gate import decide, refuse
 from amlp.promotion.ledger import CHAMPION, Entry, History, Overtaken, append, read_history, settle
+from amlp.registry.registration import Registration
 from amlp.registry.tracking import import_mlflow
+from amlp.registry.weights import fetch_segmenter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
-
-_WEIGHTS = "segmenter.pt"
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,9 @@ class Candidate:
     version: str
 
     @classmethod
-    def registered(cls, registration: Mapping[str, Any]) -> Candidate:
+    def registered(cls, registration: Registration) -> Candidate:
         """The segmenter of a registration.json."""
-        entry = registration["segmenter"]
-        return cls(entry["name"], str(entry["version"]))
+        return cls(registration.segmenter.name, registration.segmenter.version)
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
@@ -134,9 +132,9 @@ def judge(
         split = FrozenSplit(champion.tags["test_hash"], frozenset(test["case_id"]))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            predictors = {"challenger": Predictor.load(_download(registered, Path(folder, "challenger")))}
+            predictors = {"challenger": Predictor.load(fetch_segmenter(registered, Path(folder, "challenger")))}
             if champion is not None:
-                file = _download(champion, Path(folder, "champion"))
+                file = fetch_segmenter(champion, Path(folder, "champion"))
             predictors["reference"] = Predictor.load(file)
         except Exception as error:  # Whatever MLflow, its store or torch raises: nobody may be promoted past it.
             return refuse(
@@ -282,7 +280,7 @@ def rollback(
     if target not in {version for entry in changes for version in (entry.version, entry.before)}:
         raise UserError(f"{name}: version {target} never was champion; `amlp promote {target}` asks the gate.")
     with tempfile.TemporaryDirectory() as folder:
-        _download(client.get_model_version(name, target), Path(folder))
+        fetch_segmenter(client.get_model_version(name, target), Path(folder))
     if not dry_run:
         append(
             client, history, action="rollback", version=target, before=champion, record={}, reason=reason.strip(),
@@ -290,16 +288,3 @@ def rollback(
         )  # fmt: skip
         settle(client, name)
     return champion, target
-
-
-def _download(version: ModelVersion, folder: Path) -> Path:
-    """Fetch a registered segmenter's weights, and check that they are what was registered."""
-    mlflow = import_mlflow()
-    place = f"models:/{version.name}/{version.version}"
-    folder.mkdir(exist_ok=True)
-    # By the address that `connect` sets for the process: the client's own does not reach the registry's part.
-    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(folder)))
-    [file] = root.rglob(_WEIGHTS)
-    if (digest := sha256(file)) != version.tags["model_sha256"]:
-        raise UserError(f"{place}: SHA-256 {digest}, registered was {version.tags['model_sha256']}.")
-    return file

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from amlp.files import read_json
+from amlp.registry.registration import Registration
 from amlp.registry.tracking import RunLog, connect, pipeline_tags, resolve_uri
 from amlp.storage import absolute, presigned, write
 
@@ -25,13 +25,12 @@ def write_links(page: Path, registration: Path) -> None:
         page: the file.
         registration: registration.json.
     """
-    found = read_json(registration)
-    root = os.environ.get(MLFLOW_PAGES) or found["tracking_uri"]
-    lines = [("Run", found["parent_run_id"], f"#/runs/{found['parent_run_id']}")]
-    for kind in ("encoder", "segmenter"):
-        model = found[kind]
-        place = f"#/models/{model['name']}/versions/{model['version']}"
-        lines.append((kind.capitalize(), f"{model['name']} version {model['version']}", place))
+    found = Registration.read(registration)
+    root = os.environ.get(MLFLOW_PAGES) or found.tracking_uri
+    lines = [("Run", found.parent_run_id, f"#/runs/{found.parent_run_id}")]
+    for kind, model in (("Encoder", found.encoder), ("Segmenter", found.segmenter)):
+        place = f"#/models/{model.name}/versions/{model.version}"
+        lines.append((kind, f"{model.name} version {model.version}", place))
     items = []
     for kind, text, place in lines:
         shown = escape(text)
@@ -60,14 +59,14 @@ def share_page(page: Path, *, place: str, registration: Path) -> str:
     Raises:
         UserError: S3 or MLflow can't be reached.
     """
-    found = read_json(registration)
-    name = next(iter(pipeline_tags().values()), found["parent_run_id"])
+    found = Registration.read(registration)
+    name = next(iter(pipeline_tags().values()), found.parent_run_id)
     target = f"{absolute(place)}/{name}/report.html"
     write(target, page.read_bytes())
     link = presigned(target, seconds=_DAYS * 24 * 3600, content_type="text/html; charset=utf-8")
     until = datetime.now(UTC) + timedelta(days=_DAYS)
-    with connect(resolve_uri(found["tracking_uri"], Path())) as client:
-        RunLog(client, found["parent_run_id"]).tags(
+    with connect(resolve_uri(found.tracking_uri, Path())) as client:
+        RunLog(client, found.parent_run_id).tags(
             {"report": target, "report_link": link, "report_link_until": f"{until:%Y-%m-%d %H:%M} UTC"}
         )
     print(f"The report is at {target}")

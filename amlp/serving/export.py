@@ -27,8 +27,8 @@ from amlp.files import atomic_file
 from amlp.models.predictor import Predictor
 from amlp.models.segmenter import lesion_probability
 from amlp.registry.model_input import example_input, read_images
+from amlp.registry.weights import Weights
 from amlp.serving.sources import list_sources
-from amlp.serving.weights import Weights
 
 # Long supported by runtimes, and all that the graph needs.
 OPSET = 18

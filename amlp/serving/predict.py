@@ -38,9 +38,9 @@ from amlp.evaluation.overlays import PREDICTED_COLOUR
 from amlp.files import atomic_file, write_json, write_text
 from amlp.models.predictor import Prediction, Predictor
 from amlp.progress import progress
+from amlp.registry.weights import Weights
 from amlp.serving.sources import Source, list_sources
 from amlp.serving.volumes import read_volume, volume_bytes
-from amlp.serving.weights import Weights
 
 MASKS, OVERLAYS, TABLE, SUMMARY, JOURNAL = "masks", "overlays", "predictions.csv", "summary.json", ".predict.jsonl"
 COLUMNS = ("file", "slice", "width", "height", "lesion", "presence", "area_px", "area_fraction", "uncertainty",

@@ -13,6 +13,7 @@ import pandas as pd
 
 from amlp.errors import UserError
 from amlp.evaluation.evaluate import with_figures
+from amlp.evaluation.summary import ScoredImages, Summary
 from amlp.files import read_json
 from amlp.layout import EncoderFolder, EvaluationFolder
 from amlp.metrics.bootstrap import Interval, crossed_bootstrap
@@ -197,13 +198,13 @@ def collect(study: Study, plan: Plan, store: Store, shards: Path) -> Results:
     if not cells:
         raise UserError(f"{store.root}: no unit of {study.path} that scores a model is finished; run the study first.")
     tables = []
-    tests: dict[tuple[float, int] | None, dict[str, Mapping[str, Any]]] = {}
+    tests: dict[tuple[float, int] | None, dict[str, ScoredImages]] = {}
     for cell in cells:
         folder = EvaluationFolder(store.result(plan.cells[cell]))
-        summary = read_json(folder.summary)
+        scored_on = Summary.read(folder.summary).test
         # What is unused depends on the share of labels and the seed, and on nothing else.
         same = None if plan.scored == "test" else (cell.fraction, cell.seed)
-        tests.setdefault(same, {})[summary["test"]["hash"]] = summary["test"]
+        tests.setdefault(same, {})[scored_on.hash] = scored_on
         table = pd.read_csv(folder.cases, dtype={"case_id": str})
         table = table[table["model"] == "segmenter"]
         tables.append(table.assign(arm=cell.arm, fraction=cell.fraction, seed=cell.seed))
@@ -224,15 +225,15 @@ def collect(study: Study, plan: Plan, store: Store, shards: Path) -> Results:
     )
 
 
-def _scored_on(split: Scored, cases: pd.DataFrame, tests: list[Mapping[str, Any]]) -> ScoredOn:
+def _scored_on(split: Scored, cases: pd.DataFrame, tests: list[ScoredImages]) -> ScoredOn:
     images = cases.drop_duplicates("case_id")
-    hashes = sorted(test["hash"] for test in tests)
+    hashes = sorted(test.hash for test in tests)
     return ScoredOn(
         split=split,
         cases=len(images),
         lesion_cases=int((images["lesion_fraction"] > 0).sum()),
         groups=int(images["group"].nunique()),
-        fewest=min(test["cases"] for test in tests),
-        most=max(test["cases"] for test in tests),
+        fewest=min(test.cases for test in tests),
+        most=max(test.cases for test in tests),
         hash=hashes[0] if len(hashes) == 1 else run_digest(*hashes),
     )

@@ -25,7 +25,7 @@ from amlp.files import read_json
 from amlp.layout import ShardsFolder
 from amlp.progress import progress
 from amlp.registry.register import log_outputs
-from amlp.registry.tracking import RunLog, child_run, connect, finished_run, reopened_run, resolve_uri
+from amlp.registry.tracking import RunLog, child_run, connect, finished_run, mlflow_uri, reopened_run, resolve_uri
 from amlp.study.plan import Kind, Plan, Study, Unit
 from amlp.study.store import Made, Store, cores
 from amlp.training.state import run_digest
@@ -100,7 +100,7 @@ def _recorder(study: Study, store: Store) -> Iterator[Callable[[Unit], None]]:
     experiment, name = f"{settings.experiment}-study", study.file.name
     tags = {"study": name}
     with (
-        connect(resolve_uri(settings.tracking_uri, Path())) as client,
+        connect(resolve_uri(mlflow_uri(settings.tracking_uri), Path())) as client,
         reopened_run(client, experiment=experiment, name=name, tags=tags | {"kind": "study"}) as parent,
     ):
         RunLog(client, parent).files([study.path])

@@ -56,6 +56,7 @@ SHARED = {
     "amlp.layout",
     "amlp.params",
     "amlp.progress",
+    "amlp.records",
     "amlp.storage",
 }
 

@@ -17,9 +17,9 @@ from amlp.errors import UserError
 from amlp.files import sha256
 from amlp.models.predictor import Predictor
 from amlp.params import PhantomParams
+from amlp.registry.weights import Weights
 from amlp.serving import export
 from amlp.serving.export import OPSET, TOLERANCE, export_onnx, native_probability
-from amlp.serving.weights import Weights
 from tests.support.stage_outputs import write_stage_outputs
 
 # PyTorch's exporter is slow to start.

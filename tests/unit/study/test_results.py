@@ -20,6 +20,7 @@ from amlp.study.page import write_page
 from amlp.study.plan import Aim, Cell, Study, Unit, make_plan
 from amlp.study.results import Results, aim_met, collect
 from amlp.study.store import Made, Store
+from tests.support.records import summary_of
 from tests.support.small_study import load
 from tests.support.tiny import write_shards
 
@@ -62,7 +63,7 @@ def write_unit(store: Store, unit: Unit, made: Made) -> None:
     if unit.kind == "score":
         write_json(
             result / "summary.json",
-            {"test": {"cases": CASES, "lesion_cases": CASES - 4, "groups": CASES // 2, "hash": "f" * 64}},
+            summary_of({"cases": CASES, "lesion_cases": CASES - 4, "groups": CASES // 2, "hash": "f" * 64}),
         )
         lesion = np.arange(CASES) % 4 > 0
         dsc = np.clip(0.5 + GAIN[unit.arm] + 0.05 * unit.seed + random.normal(0, 0.05, CASES), 0, 1)
@@ -220,7 +221,7 @@ def unused(tmp_path: Path, shards: Path) -> Results:
             count = kept["case_id"].nunique()
             digest = f"{unit.fraction}{unit.seed}".ljust(64, "0")
             test = {"split": "unused", "cases": count, "lesion_cases": count, "groups": count // 2, "hash": digest}
-            write_json(result / "summary.json", {"test": test})
+            write_json(result / "summary.json", summary_of(test))
     return collect(study, plan, store, shards)
 
 
@@ -250,7 +251,7 @@ def test_unused_images_are_each_seeds_own(unused: Results, tmp_path: Path, shard
 def test_cells_that_saw_the_same_labels_were_scored_on_the_same_images(unused: Results, shards: Path) -> None:
     file = unused.store.result(unused.plan.cells[Cell("full", 0.1, 0)]) / "summary.json"
     summary = read_json(file)
-    write_json(file, {"test": summary["test"] | {"hash": "e" * 64}})
+    write_json(file, summary_of(summary["test"] | {"hash": "e" * 64}))
     with pytest.raises(UserError, match="2 sets of unused images"):
         collect(unused.study, unused.plan, unused.store, shards)
 
