@@ -7,14 +7,18 @@ the parameters are read, so that their mistakes are told at once.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from amlp import logs
 from amlp.cli import project, registry, serving, stages, study
 from amlp.cli.arguments import Commands
 from amlp.environment import quiet
 from amlp.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Commands of earlier versions, and what to run instead.
 _RETIRED = {"workspace": "amlp init PROJECT [--data FOLDER] [--recipe NAME]"}
@@ -50,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "`amlp COMMAND --help` shows a command's paths.",
     )
     parser.add_argument("-V", "--version", action=_Version)
+    logs.add_options(parser)
     commands = Commands(parser)
     for part in (stages, registry, serving, project, study):
         part.add_to(commands)
@@ -67,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     args = build_parser().parse_args(words)
     quiet()
+    logs.configure_by(args)
     try:
         code: int | None = args.run(args)
     except UserError as error:
-        print(f"amlp: {error}", file=sys.stderr)
+        logger.error(f"amlp: {error}")
         return 2
     except KeyboardInterrupt:
         print("amlp: interrupted", file=sys.stderr)

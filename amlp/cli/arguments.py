@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amlp import logs
+
 if TYPE_CHECKING:
     from amlp.params import Params
 
@@ -36,6 +38,7 @@ class Commands:
     def command(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
         added = self._added.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
+        logs.add_options(added)
         return added
 
     def stage(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:

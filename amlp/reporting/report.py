@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from amlp.reporting.pictures import embedded
 from amlp.reporting.provenance import dirty_note, lineage_rows, load_code, reproduce_code
 from amlp.reporting.results import headline, ordered, results, tiles
 from amlp.reporting.wording import duration, number
+
+logger = logging.getLogger(__name__)
 
 _PRETRAINING_PICTURES = {
     "masks": (
@@ -79,7 +82,7 @@ def report(*, params: Params, root: Path, out: Path) -> None:
     environment.filters["number"] = number
     page = environment.get_template("report.html.j2").render(_context(params, root))
     write_text(out, page)
-    print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    logger.info(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     if (root / "registration.json").is_file():
         _attach(out, read_json(root / "registration.json"), root)
 
@@ -90,13 +93,13 @@ def _attach(page: Path, registration: Mapping[str, Any], root: Path) -> None:
     database = Path(uri.removeprefix("sqlite:///"))
     # MLflow would make a new, empty database.
     if uri.startswith("sqlite:") and not database.is_file():
-        print(f"Not attached to the MLflow run: {database} is gone.")
+        logger.info(f"Not attached to the MLflow run: {database} is gone.")
         return
     try:
         with connect(uri) as client:
             client.log_artifact(registration["parent_run_id"], str(page))
     except Exception as error:  # Whatever the store raises: an unreachable server, a deleted run.
-        print(f"Not attached to the MLflow run: {error}")
+        logger.info(f"Not attached to the MLflow run: {error}")
 
 
 def _context(params: Params, root: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import logging
 import re
-import sys
 import threading
 import time
 from collections import deque
@@ -41,6 +41,8 @@ from amlp.progress import progress
 from amlp.serving.sources import Source, list_sources
 from amlp.serving.volumes import read_volume, volume_bytes
 from amlp.serving.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 MASKS, OVERLAYS, TABLE, SUMMARY, JOURNAL = "masks", "overlays", "predictions.csv", "summary.json", ".predict.jsonl"
 COLUMNS = ("file", "slice", "width", "height", "lesion", "presence", "area_px", "area_fraction", "uncertainty",
@@ -120,7 +122,7 @@ def predict_folder(
     with _Journal.open(out, key, force=force) as journal:
         waiting = [one for one in sources if not journal.finished(one)]
         if len(waiting) < len(sources):
-            print(f"{out}: {len(sources) - len(waiting)} of {len(sources)} files are finished; going on", flush=True)
+            logger.info(f"{out}: {len(sources) - len(waiting)} of {len(sources)} files are finished; going on")
         writer = _Writer(out, overlays=overlays)
         started, images = time.perf_counter(), 0
         with progress(len(sources), "predict", "files", done=len(sources) - len(waiting)) as bar:
@@ -165,11 +167,11 @@ def _write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _tell(summary: Mapping[str, Any], bad: Sequence[Mapping[str, Any]], out: Path) -> None:
     for row in bad[:_SHOWN]:
-        print(f"amlp: {row['file']}: {row['error']}", file=sys.stderr)
+        logger.warning(f"amlp: {row['file']}: {row['error']}")
     if len(bad) > _SHOWN:
-        print(f"amlp: and {len(bad) - _SHOWN} more, see column error of {out / TABLE}", file=sys.stderr)
+        logger.warning(f"amlp: and {len(bad) - _SHOWN} more, see column error of {out / TABLE}")
     rate = f", {summary['images_per_second']:.3g} images/s" if summary["images_per_second"] else ""
-    print(
+    logger.info(
         f"{summary['images']} images, {summary['images_with_lesion']} with a lesion; {summary['bad_files']} files "
         f"unreadable{rate}; model {summary['model']}\nwrote {out}: {MASKS}/, {TABLE}, {SUMMARY}"
     )

@@ -334,6 +334,8 @@ def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys:
     ("options", "message"),
     [
         (["--node-selector", "gpu"], "--node-selector gpu: expected KEY=VALUE"),
+        (["--node-selector", "=gpu"], "--node-selector =gpu: expected KEY=VALUE"),
+        (["--node-selector", "a pool=gpu"], "node_selector.a pool"),
         (["--toleration", "gpu"], "--toleration gpu: not JSON"),
         (["--launcher", "rayjob"], "`work`"),
         (["--launcher", "rayjob", "--work", "s3://bucket"], "pretrain.num_workers: 0"),
