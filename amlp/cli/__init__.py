@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from amlp import logs
@@ -61,6 +65,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Let SIGTERM end a command with exit code 143 as Ctrl-C does, by an exception, so that temporary files go.
+
+    Of both signals, as a study sends them to its stages, the second SIGTERM does not disturb the end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Python allows signal handlers in the main thread alone.
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 2 for what the user can mend, 130 when interrupted.
 
@@ -74,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     logs.configure_by(args)
     try:
-        code: int | None = args.run(args)
+        with _ending():
+            code: int | None = args.run(args)
     except UserError as error:
         logger.error(f"amlp: {error}")
         return 2

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from amlp import __version__, logs
 from amlp.cli import build_parser, main
 from amlp.environment import QUIET
 from amlp.errors import UserError
+from amlp.files import atomic_dir
 
 PIPELINE_COMMANDS = {"ingest", "validate", "preprocess", "pretrain", "finetune", "evaluate", "register", "report"}
 HEAVY = {"torch", "numpy", "pandas", "pydantic", "yaml", "mlflow", "ray", "dvc", "kfp", "great_expectations", "tqdm"}
@@ -101,6 +103,29 @@ def test_an_interrupt_ends_with_130_and_no_traceback(
     monkeypatch.setattr("amlp.reporting.summary.summary", interrupted)
     assert main(["summary"]) == 130
     assert capsys.readouterr().err == "amlp: interrupted\n"
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_removes_what_is_half_written_and_a_second_one_does_not_disturb(
+    first: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def ended(root: Path) -> str:
+        with atomic_dir(tmp_path / "out"):
+            try:
+                signal.raise_signal(first)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+        return ""
+
+    monkeypatch.setattr("amlp.reporting.summary.summary", ended)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    if first == signal.SIGINT:
+        assert main(["summary"]) == 130
+    else:
+        with pytest.raises(SystemExit, match="143"):
+            main(["summary"])
+    assert list(tmp_path.iterdir()) == []
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_quiet_shows_warnings_and_errors_alone(

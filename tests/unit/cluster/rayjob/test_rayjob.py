@@ -321,7 +321,7 @@ def test_a_queue_that_the_template_names_may_suspend_too(api: KubeApi, project: 
     run(api, template=project / "k8s/overlays/prod/rayjob.yaml")
     assert api.deleted
     api.statuses = [suspended]
-    with pytest.raises(rayjob.JobSuspended):
+    with pytest.raises(rayjob.JobSuspended, match="Suspended"):
         run(api, template=project / "k8s/base/runs/rayjob.yaml")
     assert api.deleted
 
