@@ -1,4 +1,4 @@
-# The images of the project, a target each; `make images` builds them, k8s/README.md says which runs what.
+# The images of the project, a target each; `make images` builds them, docs/how-to/cluster.md says which runs what.
 #   train     every stage of `amlp`; head and workers of RayJobs
 #   stages    train and kfp: Kubeflow tasks that do a stage's work
 #   pipeline  no torch and no CUDA: Kubeflow tasks that fetch, launch, decide and record; compiling and submitting

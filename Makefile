@@ -41,7 +41,7 @@ IMAGES := train stages pipeline mlflow
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format lock lock-check bench-mps \
+.PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format docs lock lock-check bench-mps \
   bench-pretrain bench-predict bench-gate images image-test serve-test test-cluster k8s-dev k8s-dev-secrets k8s-single-user \
   k8s-single-user-secrets pipeline-local clean
 
@@ -76,12 +76,12 @@ busi: setup ## run the whole pipeline on the BUSI images: make busi DATA=folder
 	@cd $(BUSI_WORKSPACE) && amlp summary
 
 # Not with `dvc repro` alone: a study is many trainings, and goes on where it was stopped.
-study: setup ## compare arms, label fractions and seeds on BUSI, write docs/results.md: make study DATA=folder JOBS=2
+study: setup ## compare arms, label fractions and seeds on BUSI, write docs/explanation/results.md: make study DATA=folder JOBS=2
 	@test -d "$(DATA)" || { echo "no folder '$(DATA)': make study DATA=folder with benign/, malignant/, normal/" >&2; exit 2; }
 	amlp init $(STUDY_WORKSPACE) --recipe busi-study --data "$(DATA)"
 	cd $(STUDY_WORKSPACE) && dvc repro preprocess
 	cd $(STUDY_WORKSPACE) && \
-	  amlp study $(CURDIR)/studies/busi-cpu.yaml --jobs $(JOBS) --page $(CURDIR)/docs/results.md
+	  amlp study $(CURDIR)/studies/busi-cpu.yaml --jobs $(JOBS) --page $(CURDIR)/docs/explanation/results.md
 
 # A file's tests stay together, for some share what is slow to make. Integration tests wait more than they compute; each
 # of the two processes has servers of its own.
@@ -104,6 +104,10 @@ typecheck: setup ## check types
 format: setup ## bring the code into shape
 	ruff check --fix .
 	ruff format .
+
+docs: setup ## build the documentation's site into site/, and fail on a warning
+	python -m devtools.reference_pages
+	zensical build --strict
 
 # uv keeps the versions that the file it writes already holds, so each other lock is a part of the whole one, and a check
 # finds what pyproject.toml asks for, not what was released since. To take new versions: rm requirements.lock; make lock

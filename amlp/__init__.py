@@ -31,7 +31,7 @@ def load(model: str | Path, *, tracking_uri: str | None = None, device: str = "c
     """
     # Here, so that `import amlp` does not wait for torch.
     from amlp.models.predictor import Predictor
-    from amlp.serving.weights import segmenter_weights
+    from amlp.registry.weights import segmenter_weights
 
     with segmenter_weights(str(model), tracking_uri) as weights:
         return Predictor.load(weights.file, device)

@@ -2,7 +2,7 @@
 
 `load_params` reports every unknown key (with the nearest valid one), wrong type and value out of range in one error.
 The defaults of this file and the values of the repository's `params.yaml` are the demo on the phantom; where the paper
-is silent they are our definitions (docs/method.md).
+is silent they are our definitions (docs/explanation/method.md).
 """
 
 from __future__ import annotations

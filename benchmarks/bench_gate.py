@@ -1,6 +1,6 @@
 """How often the promotion gate promotes, in simulated test splits where the truth is known.
 
-    python -m benchmarks.bench_gate     # writes results/gate.json and prints the table of docs/gate.md
+    python -m benchmarks.bench_gate     # writes results/gate.json and prints the table of docs/explanation/gate.md
 
 Each of 2,000 draws is a test split on which a champion and a challenger were scored. A group's true difference comes
 from its class's gain and a spread over groups; its images share it, as near-duplicates do. Images without a lesion
@@ -191,7 +191,7 @@ HARM = (
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Write the shares as the table of docs/gate.md, percent."""
+    """Write the shares as the table of docs/explanation/gate.md, percent."""
     rules = {
         "promoted": "promoted",
         "overall": "without the class rule",

@@ -36,6 +36,7 @@ from amlp.data.images import read_image, read_mask, to_model_input, to_model_mas
 from amlp.data.shards import ShardedSplit
 from amlp.errors import UserError
 from amlp.files import sha256
+from amlp.layout import RunFolder
 from amlp.method.scores import centre_prior, lesion_scores
 from amlp.metrics.lesion_patches import lesion_patches
 from amlp.metrics.patches import Bounded, PatchTally
@@ -106,11 +107,12 @@ def read_workspace(folder: Path) -> Trained:
     Raises:
         UserError: something is missing, or the maps are of other data than the shards.
     """
-    scores = folder / "models/encoder/scores.npy"
-    for path in (folder / "data/shards/index.parquet", folder / "data/ingest", scores):
+    run = RunFolder(folder)
+    scores = run.encoder.scores
+    for path in (run.shards.index, run.ingest.path, scores):
         if not path.exists():
             raise UserError(f"{path}: not found. Run `dvc repro pretrain` in {folder}, or `make busi DATA=folder`.")
-    train = ShardedSplit.open(folder / "data/shards", "train")
+    train = ShardedSplit.open(run.shards.path, "train")
     after = np.load(scores, mmap_mode="r")
     if len(after) != len(train):
         raise UserError(
@@ -121,9 +123,9 @@ def read_workspace(folder: Path) -> Trained:
         raise UserError(f"{folder / 'data/shards'}: no training image has a lesion mask, so nothing can be measured.")
     images, masks, half_a = [], [], []
     for case in train.index.iloc[rows].itertuples():
-        file = folder / "data/ingest" / case.image
+        file = run.ingest.path / case.image
         images.append(to_model_input(read_image(file), channels=1, height=SIDE, width=SIDE))
-        masks.append(to_model_mask(read_mask(folder / "data/ingest" / case.mask), height=SIDE, width=SIDE))
+        masks.append(to_model_mask(read_mask(run.ingest.path / case.mask), height=SIDE, width=SIDE))
         half_a.append(int(sha256(file), 16) % 2 == 0)
     pixels = torch.from_numpy(np.stack(images)).float() / 255
     groups = train.index["group"].to_numpy()[rows]

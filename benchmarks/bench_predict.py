@@ -28,9 +28,9 @@ import torch
 from amlp.data.images import read_image
 from amlp.files import sha256
 from amlp.models.predictor import Predictor
+from amlp.registry.weights import Weights
 from amlp.serving.predict import BATCH, JOURNAL, predict_folder
 from amlp.serving.sources import Source, list_sources
-from amlp.serving.weights import Weights
 from benchmarks.machine import report
 
 EARLY, IMAGES = 1000, 5000

@@ -4,11 +4,13 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kfp.dsl import Metrics
+
+from amlp.layout import Folder
 
 # Part of each task's cache key: where a tag does not change with the code, a new build under an old tag is taken for
 # the old code, so builds set a tag per commit. The first holds all of amlp and kfp, the second what needs no torch.
@@ -60,17 +62,15 @@ def log_figures(metrics: Metrics, folder: str) -> None:
     shutil.copy(file, metrics.path)
 
 
-def link_outputs(root: str, outputs: dict[str, str]) -> None:
+def link_outputs(outputs: Mapping[Folder, str]) -> None:
     """Lay outputs out under one folder, as `register` and `report` look for them.
 
     Args:
-        root: an existing folder.
-        outputs: place in the layout -> where that output really is.
+        outputs: the stage's folder in a `RunFolder` -> where that output really is.
     """
-    for name, path in outputs.items():
-        link = Path(root, name)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(path).absolute())
+    for folder, path in outputs.items():
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        folder.path.symlink_to(Path(path).absolute())
 
 
 def train(name: str, params: str, gpus: str, shards: str, encoder: str, out: str) -> None:

@@ -41,6 +41,7 @@ def register(
 
     from amlp.environment import STATE, check_code
     from amlp.files import write_json
+    from amlp.layout import RunFolder
     from amlp.params import parse_params
     from amlp.registry.register import register
     from amlp.reporting.links import share_page, write_links
@@ -53,20 +54,20 @@ def register(
     source = {"source_uri": data_uri, "source_md5": data_md5}
     source = {name: value for name, value in source.items() if value}
     with tempfile.TemporaryDirectory() as root:
+        run = RunFolder(Path(root))
         link_outputs(
-            root,
             {
-                "data/validate": validated.path,
-                "data/shards": shards.path,
-                "models/encoder": encoder.path,
-                "models/segmenter": segmenter.path,
-                "models/scratch": scratch.path,
-                "evaluation": evaluation.path,
+                run.validate: validated.path,
+                run.shards: shards.path,
+                run.encoder: encoder.path,
+                run.segmenter: segmenter.path,
+                run.scratch: scratch.path,
+                run.evaluation: evaluation.path,
             },
         )
         ingested = json.loads(data)
-        write_json(Path(root, "data/ingest/summary.json"), ingested["summary"])
-        written = Path(root, "registration.json")
+        write_json(run.ingest.summary, ingested["summary"])
+        written = run.registration
         # A further try, as when the page could not be shared, registers no second version.
         earlier = Path(os.environ.get(STATE, root), "registered.json")
         if earlier.is_file():
@@ -78,7 +79,7 @@ def register(
             shutil.copy(written, earlier)
         write_links(Path(links.path), written)
         # The MLflow run gets the page under its file's name, and an artifact's own file has none that says HTML.
-        html = Path(root, "report.html")
+        html = run.report
         report(params=settings, root=Path(root), out=html)
         if share:
             share_page(html, place=share, registration=written)

@@ -12,8 +12,9 @@ def validate(params: str, cases: Input[Dataset], validated: Output[Dataset], met
     import logging
     from pathlib import Path
 
-    from amlp.data.validate import BAD_CASES, REMEDY, validate
+    from amlp.data.validate import REMEDY, validate
     from amlp.errors import ListedError
+    from amlp.layout import ValidateFolder
     from amlp.params import parse_params
 
     logger = logging.getLogger("components.validate")
@@ -23,7 +24,7 @@ def validate(params: str, cases: Input[Dataset], validated: Output[Dataset], met
         validate(params=settings.validate_, ingest=Path(cases.path), out=Path(validated.path))
     except ListedError as error:
         # Kubeflow keeps no file of a task that failed.
-        logger.error(Path(f"{validated.path}-failed", BAD_CASES).read_text(encoding="utf-8"))
+        logger.error(ValidateFolder(Path(f"{validated.path}-failed")).bad_cases.read_text(encoding="utf-8"))
         raise ListedError(
             error.headline, error.problems, f"All of them are in the task's log, as CSV. {REMEDY}"
         ) from error

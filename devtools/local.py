@@ -28,6 +28,7 @@ from amlp import logs
 from amlp.environment import PIPELINE_RUN, QUIET
 from amlp.errors import UserError
 from amlp.files import read_json
+from amlp.layout import EvaluationFolder, RunFolder
 from amlp.params import Params, PhantomParams, load_params, parse_params
 from devtools.servers import MlflowServer, S3Server, mlflow_server, postgres, running, seaweedfs
 from pipelines.arguments import DataSource, pipeline_arguments
@@ -227,7 +228,7 @@ def _run(folder: Path, params: Params, images: Path | None) -> bool:
 
         _show("Pipeline, first run")
         _, tasks = run(first)
-        found = read_json(tasks["evaluate"] / "evaluation" / "metrics.json")
+        found = read_json(EvaluationFolder(tasks["evaluate"] / "evaluation").metrics)
         registration = read_json(tasks["register"] / "registration")
         for kind in ("encoder", "segmenter"):
             print(f"registered {registration[kind]['name']} version {registration[kind]['version']}")
@@ -300,7 +301,7 @@ def _dvc_repro(workspace: Path, params: Params, data: Path) -> dict[str, float]:
     init_project(workspace, data=data, recipe=str(recipe))
     environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     _called([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=workspace, environment=environment)
-    metrics: dict[str, float] = read_json(workspace / "evaluation" / "metrics.json")
+    metrics: dict[str, float] = read_json(RunFolder(workspace).evaluation.metrics)
     return metrics
 
 

@@ -409,13 +409,10 @@ def _show(run: dict[str, Any], run_id: str, args: argparse.Namespace, why: _Reas
 
 
 def _mlflow(args: argparse.Namespace) -> RegisterParams:
-    """Where MLflow is, seen from here: the parameters name it as the cluster does."""
+    """Where the runs are in MLflow; `tracking_uri` says where MLflow is, seen from here."""
     from amlp.params import load_params
 
-    register = load_params(args.params).register_
-    if address := os.environ.get("MLFLOW_TRACKING_URI"):
-        register = register.model_copy(update={"tracking_uri": address})
-    return register
+    return load_params(args.params).register_
 
 
 @dataclass(frozen=True)

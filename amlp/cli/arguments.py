@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amlp import logs
+from amlp.layout import RunFolder
 
 if TYPE_CHECKING:
     from amlp.params import Params
 
+# The folder in which the command runs.
+RUN = RunFolder(Path())
 Run = Callable[[argparse.Namespace], int | None]
 
 
@@ -48,13 +51,13 @@ class Commands:
         return added
 
 
-def path(to: argparse.ArgumentParser, flag: str, default: str | None, text: str) -> None:
+def path(to: argparse.ArgumentParser, flag: str, default: Path | str | None, text: str) -> None:
     """Add an option that takes a local path."""
     shown = f"{text} (default: {default})" if default else text
     to.add_argument(flag, type=Path, default=Path(default) if default else None, metavar="PATH", help=shown)
 
 
-def place(to: argparse.ArgumentParser, flag: str, default: str | None, text: str) -> None:
+def place(to: argparse.ArgumentParser, flag: str, default: Path | str | None, text: str) -> None:
     """Add an option that takes a local path or an address in S3."""
     shown = f"{text}; local or s3://bucket/prefix" + (f" (default: {default})" if default else "")
     to.add_argument(flag, type=path_or_s3, default=Path(default) if default else None, metavar="PLACE", help=shown)

@@ -7,13 +7,18 @@ import sys
 from typing import Any
 
 from amlp.cli.arguments import Commands, Run, path, read_params
+from amlp.layout import RunFolder
 
 
 def add_to(commands: Commands) -> None:
     def registry(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         added = commands.stage(name, run, text)
         path(added, "--root", ".", "folder that holds data/, models/ and, with SQLite, mlflow.db")
-        added.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: register.tracking_uri)")
+        added.add_argument(
+            "--tracking-uri",
+            metavar="URI",
+            help="MLflow's address (default: MLFLOW_TRACKING_URI, else register.tracking_uri)",
+        )
         return added
 
     def decides(to: argparse.ArgumentParser, *, reason: bool) -> None:
@@ -43,10 +48,10 @@ def add_to(commands: Commands) -> None:
 
 def _registry(args: argparse.Namespace) -> Any:
     """Connect to MLflow; the parameters name the place and the model."""
-    from amlp.registry.tracking import connect, resolve_uri, tracking_address
+    from amlp.registry.tracking import connect, mlflow_uri, resolve_uri
 
     settings = read_params(args).register_
-    return connect(resolve_uri(args.tracking_uri or tracking_address(settings.tracking_uri), args.root))
+    return connect(resolve_uri(mlflow_uri(settings.tracking_uri, given=args.tracking_uri), args.root))
 
 
 def _settled(client: Any, name: str) -> Any:
@@ -74,7 +79,7 @@ def _promote(args: argparse.Namespace) -> int:
     from amlp.promotion import promote
     from amlp.promotion.ledger import Overtaken
 
-    name = params.register_.segmenter_name
+    name, run = params.register_.segmenter_name, RunFolder(args.root)
     with _registry(args) as client:
         _settled(client, name)
         candidate = promote.find_version(client, name, args.version)
@@ -85,9 +90,9 @@ def _promote(args: argparse.Namespace) -> int:
             candidate,
             reference=reference,
             params=params.gate,
-            ingest=args.root / "data/ingest",
-            shards=args.root / "data/shards",
-            scratch=args.root / "models/scratch",
+            ingest=run.ingest.path,
+            shards=run.shards.path,
+            scratch=run.scratch.path,
         )
         print(f"{decision.outcome} ({decision.reason}): {decision.explanation}")
         for figure in decision.classes:

@@ -21,7 +21,7 @@ def add_to(commands: Commands) -> None:
         to.add_argument(
             "--tracking-uri",
             metavar="URI",
-            help="MLflow's address (default: MLFLOW_TRACKING_URI, or mlflow.db in this folder)",
+            help="MLflow's address (default: MLFLOW_TRACKING_URI, else mlflow.db in this folder)",
         )
 
     predict = commands.command("predict", _predict, "segment pictures and NIfTI volumes: masks, overlays and a table")
@@ -45,8 +45,8 @@ def add_to(commands: Commands) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from amlp.registry.weights import segmenter_weights
     from amlp.serving.predict import predict_folder
-    from amlp.serving.weights import segmenter_weights
 
     with segmenter_weights(args.model, args.tracking_uri) as weights:
         summary = predict_folder(
@@ -61,8 +61,8 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _export_onnx(args: argparse.Namespace) -> None:
+    from amlp.registry.weights import segmenter_weights
     from amlp.serving.export import export_onnx
-    from amlp.serving.weights import segmenter_weights
 
     with segmenter_weights(args.model, args.tracking_uri) as weights:
         export_onnx(weights=weights, out=args.out, images=args.images)

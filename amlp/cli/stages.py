@@ -5,34 +5,35 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amlp.cli.arguments import Commands, path, path_or_s3, place, read_params
+from amlp.cli.arguments import RUN, Commands, path, path_or_s3, place, read_params
+from amlp.layout import RunFolder
 
 
 def add_to(commands: Commands) -> None:
     ingest = commands.stage("ingest", _ingest, "read the source into images, masks and a manifest")
-    path(ingest, "--out", "data/ingest", "folder to write")
+    path(ingest, "--out", RUN.ingest.path, "folder to write")
 
     validate = commands.stage("validate", _validate, "check every case, list the bad ones, stop past the tolerance")
-    path(validate, "--ingest", "data/ingest", "what ingest wrote")
-    path(validate, "--out", "data/validate", "folder to write")
+    path(validate, "--ingest", RUN.ingest.path, "what ingest wrote")
+    path(validate, "--out", RUN.validate.path, "folder to write")
 
     preprocess = commands.stage("preprocess", _preprocess, "group, split and pack the images; score their patches")
-    path(preprocess, "--ingest", "data/ingest", "what ingest wrote")
-    path(preprocess, "--validated", "data/validate", "what validate wrote")
-    path(preprocess, "--out", "data/shards", "folder to write")
+    path(preprocess, "--ingest", RUN.ingest.path, "what ingest wrote")
+    path(preprocess, "--validated", RUN.validate.path, "what validate wrote")
+    path(preprocess, "--out", RUN.shards.path, "folder to write")
 
     pretrain = commands.stage("pretrain", _pretrain, "pre-train the encoder without labels")
-    place(pretrain, "--shards", "data/shards", "what preprocess wrote")
-    place(pretrain, "--out", "models/encoder", "folder to write")
+    place(pretrain, "--shards", RUN.shards.path, "what preprocess wrote")
+    place(pretrain, "--out", RUN.encoder.path, "folder to write")
     place(pretrain, "--state", ".amlp/state", "folder for what a killed run goes on from")
 
     finetune = commands.stage("finetune", _finetune, "train the segmenter on labelled images")
-    place(finetune, "--shards", "data/shards", "what preprocess wrote")
+    place(finetune, "--shards", RUN.shards.path, "what preprocess wrote")
     start = finetune.add_mutually_exclusive_group()
     start.add_argument(
         "--encoder",
         type=path_or_s3,
-        default=Path("models/encoder"),
+        default=RUN.encoder.path,
         metavar="PLACE",
         help="what pretrain wrote; local or s3://bucket/prefix (default: models/encoder)",
     )
@@ -41,10 +42,10 @@ def add_to(commands: Commands) -> None:
     place(finetune, "--state", ".amlp/state", "folder for what a killed run goes on from")
 
     evaluate = commands.stage("evaluate", _evaluate, "score the segmenter and its baselines on the test split")
-    path(evaluate, "--ingest", "data/ingest", "what ingest wrote")
-    path(evaluate, "--shards", "data/shards", "what preprocess wrote")
-    path(evaluate, "--segmenter", "models/segmenter", "what finetune wrote")
-    path(evaluate, "--scratch", "models/scratch", "what finetune --from-scratch wrote")
+    path(evaluate, "--ingest", RUN.ingest.path, "what ingest wrote")
+    path(evaluate, "--shards", RUN.shards.path, "what preprocess wrote")
+    path(evaluate, "--segmenter", RUN.segmenter.path, "what finetune wrote")
+    path(evaluate, "--scratch", RUN.scratch.path, "what finetune --from-scratch wrote")
     evaluate.add_argument("--no-scratch", action="store_true", help="there is no model trained from scratch")
     evaluate.add_argument(
         "--split",
@@ -106,7 +107,7 @@ def _finetune(args: argparse.Namespace) -> None:
     from amlp.training.finetune import finetune
 
     encoder = None if args.from_scratch else args.encoder
-    out = args.out or Path("models/scratch" if args.from_scratch else "models/segmenter")
+    out = args.out or (RUN.scratch.path if args.from_scratch else RUN.segmenter.path)
     finetune(params=params, shards=args.shards, encoder=encoder, out=out, state=args.state)
 
 
@@ -139,7 +140,7 @@ def _report(args: argparse.Namespace) -> None:
     params = read_params(args)
     from amlp.reporting.report import report
 
-    report(params=params, root=args.root, out=args.out or args.root / "report.html")
+    report(params=params, root=args.root, out=args.out or RunFolder(args.root).report)
 
 
 def _summary(args: argparse.Namespace) -> None:

@@ -6,15 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from amlp.cli.arguments import Commands, path
+from amlp.cli.arguments import RUN, Commands, path
 from amlp.errors import UserError
 
 
 def add_to(commands: Commands) -> None:
     study = commands.command("study", _study, "compare arms, label fractions and seeds; go on where it was stopped")
     study.add_argument("study", type=Path, metavar="STUDY", help="what to compare, for example studies/busi-cpu.yaml")
-    path(study, "--shards", "data/shards", "what preprocess wrote")
-    path(study, "--ingest", "data/ingest", "what ingest wrote")
+    path(study, "--shards", RUN.shards.path, "what preprocess wrote")
+    path(study, "--ingest", RUN.ingest.path, "what ingest wrote")
     path(study, "--out", "study", "folder for everything that the study trains")
     path(study, "--page", None, "Markdown page to write (default: results.md in the study's folder)")
     study.add_argument("--jobs", type=int, default=1, metavar="N", help="units at a time (default: 1)")

@@ -21,6 +21,7 @@ from amlp.data.packs import PackWriter
 from amlp.data.sources import SOURCES, Case, Job, Listing, Problem, shown
 from amlp.errors import ListedError
 from amlp.files import atomic_dir, write_json
+from amlp.layout import IngestFolder
 from amlp.params import IngestParams
 from amlp.progress import progress
 
@@ -165,8 +166,9 @@ def ingest(*, params: IngestParams, seed: int, out: Path) -> Ingested:
         problems.sort(key=lambda problem: (problem.file, problem.reason))
         _judge(listing, problems, len(rows), params)
 
-        _write_manifest(rows, folder / "manifest.parquet")
-        with (folder / "problems.csv").open("w", encoding="utf-8", newline="") as file:
+        written = IngestFolder(folder)
+        _write_manifest(rows, written.manifest)
+        with written.problems.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["file", "reason"])
             writer.writerows([shown(problem.file, params.case_ids), problem.reason] for problem in problems)
@@ -184,7 +186,7 @@ def ingest(*, params: IngestParams, seed: int, out: Path) -> Ingested:
             "problems": len(problems),
             "ignored": len(listing.ignored),
         }
-        write_json(folder / "summary.json", summary)
+        write_json(written.summary, summary)
     counts = ", ".join(f"{count} {label}" for label, count in labels.items())
     logger.info(f"ingest: {len(rows)} cases ({counts}), {len(problems)} problem(s)")
     logger.info(f"wrote {out}: manifest.parquet, pixels-*.zip, problems.csv, summary.json")

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from amlp.data.groups import Groups, assign_splits, group_cases
 from amlp.data.images import read_image, read_mask, to_model_input, to_model_mask
-from amlp.data.shards import MADE_BY, SPLITS, shard_name
+from amlp.data.shards import SPLITS, shard_name
 from amlp.errors import UserError
 from amlp.files import atomic_dir, write_json
+from amlp.layout import ShardsFolder, ValidateFolder
 from amlp.method.scores import centre_prior, lesion_scores
 from amlp.metrics.lesion_patches import lesion_patches
 from amlp.metrics.patches import PatchTally, as_metrics, central, describe
@@ -57,7 +58,7 @@ def preprocess(
     Raises:
         UserError: there is no manifest, the sizes don't fit, a split would be empty, or a file can't be read.
     """
-    path = validated / "manifest.parquet"
+    path = ValidateFolder(validated).manifest
     if not path.is_file():
         raise UserError(f"{path}: not found; run `amlp validate` first.")
     if params.height % scores.patch or params.width % scores.patch:
@@ -72,6 +73,7 @@ def preprocess(
     shape = (channels, params.height, params.width)
 
     with atomic_dir(out) as folder:
+        written = ShardsFolder(folder)
         # Sums of whole numbers: exact, so that neither order nor chunk size changes a bit of the statistics.
         total = np.zeros((2, channels), dtype=np.int64)
         guarded = 0
@@ -101,12 +103,12 @@ def preprocess(
             centre = around.figures(seed)
             if centre and not math.isnan(centre.enrichment.value):
                 metrics["scores"]["centre_enrichment"] = round(centre.enrichment.value, 6)
-        index.to_parquet(folder / "index.parquet", index=False)
-        write_json(folder / "stats.json", stats)
+        index.to_parquet(written.index, index=False)
+        write_json(written.stats, stats)
         # For those who reuse the shards later, and have parameters of their own.
         made_by = {"seed": seed, "preprocess": params.model_dump(), "scores": scores.model_dump()}
-        write_json(folder / MADE_BY, made_by)
-        write_json(folder / "metrics.json", metrics)
+        write_json(written.made_by, made_by)
+        write_json(written.metrics, metrics)
     _tell(metrics, stats, out)
     return metrics
 

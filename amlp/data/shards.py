@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from amlp.errors import UserError
 from amlp.files import read_json
+from amlp.layout import ShardsFolder
 
 SPLITS = ("train", "val", "test")
-# The parameters that made the shards.
-MADE_BY = "made_by.json"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def read_stats(shards: Path) -> Stats:
     Raises:
         UserError: there is none.
     """
-    path = shards / "stats.json"
+    path = ShardsFolder(shards).stats
     if not path.is_file():
         raise UserError(f"{path}: not found; run `amlp preprocess` first.")
     values = read_json(path)
@@ -76,7 +75,7 @@ class ShardedSplit:
             UserError: there is no index.
         """
         assert split in SPLITS
-        path = shards / "index.parquet"
+        path = ShardsFolder(shards).index
         if not path.is_file():
             raise UserError(f"{path}: not found; run `amlp preprocess` first.")
         index = pd.read_parquet(path)

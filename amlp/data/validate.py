@@ -27,6 +27,7 @@ from amlp.data.expectations import check
 from amlp.data.images import read_image, read_mask, to_grey, to_model_input, to_uint8
 from amlp.errors import ListedError, UserError
 from amlp.files import atomic_dir, write_json
+from amlp.layout import IngestFolder, ValidateFolder
 from amlp.params import ValidateParams
 from amlp.progress import progress
 
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 # Side of the thumbnails by which near-duplicates are found: fine enough for a scene, too coarse for speckle.
 THUMBNAIL = 16
 SHOWN_CASES = 20
-BAD_CASES = "bad_cases.csv"
 REMEDY = "Repair or remove the images, change the limits under `validate`, or raise validate.tolerance."
 # Cases handed out at a time: what waits in memory stays small, however many there are.
 WINDOW = 256
@@ -63,7 +63,7 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
         UserError: there is no manifest, or no case is usable.
         ListedError: the share of bad cases is over `params.tolerance`; it names them and tells where the report is.
     """
-    path = ingest / "manifest.parquet"
+    path = IngestFolder(ingest).manifest
     if not path.is_file():
         raise UserError(f"{path}: not found; run `amlp ingest` first.")
     manifest = pd.read_parquet(path)
@@ -71,13 +71,14 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
         raise UserError(f"{path}: holds no case; run `amlp ingest` on a source that has some.")
     manifest = with_facts(manifest, ingest)
     failed = out.with_name(f"{out.name}-failed")
+    kept = ValidateFolder(failed)
     with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch)
-        judgement = check(manifest, params=params, docs=report / "data_docs")
+        report = ValidateFolder(Path(scratch))
+        judgement = check(manifest, params=params, docs=report.docs)
         bad, odd = judgement.bad["case_id"].nunique(), judgement.odd["case_id"].nunique()
-        judgement.bad.to_csv(report / BAD_CASES, index=False)
-        judgement.odd.to_csv(report / "warnings.csv", index=False)
-        write_json(report / "expectations.json", judgement.result)
+        judgement.bad.to_csv(report.bad_cases, index=False)
+        judgement.odd.to_csv(report.warnings, index=False)
+        write_json(report.expectations, judgement.result)
         usable = manifest[~manifest["case_id"].isin(judgement.bad["case_id"])]
         metrics = {
             "cases": len(usable),
@@ -87,10 +88,10 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
             "labelled_cases": int(usable["mask"].notna().sum()),
             "lesion_cases": int((usable["lesion_fraction"] > 0).sum()),
         }
-        write_json(report / "metrics.json", metrics)
+        write_json(report.metrics, metrics)
         if bad / len(manifest) > params.tolerance or usable.empty:
             with atomic_dir(failed) as folder:
-                shutil.copytree(report, folder, dirs_exist_ok=True)
+                shutil.copytree(report.path, folder, dirs_exist_ok=True)
             by_column = ", ".join(
                 f"{column} {count}" for column, count in judgement.bad["column"].value_counts().items()
             )
@@ -98,11 +99,11 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
             raise ListedError(
                 f"{path}: {bad} of {len(manifest)} cases ({bad / len(manifest):.1%}) are bad ({by_column}), {why}",
                 _lines(judgement.bad),
-                f"All are in {failed}/{BAD_CASES}; {failed}/data_docs/index.html shows them by expectation. {REMEDY}",
+                f"All are in {kept.bad_cases}; {kept.docs}/index.html shows them by expectation. {REMEDY}",
             )
         with atomic_dir(out) as folder:
-            shutil.copytree(report, folder, dirs_exist_ok=True)
-            usable.to_parquet(folder / "manifest.parquet", index=False)
+            shutil.copytree(report.path, folder, dirs_exist_ok=True)
+            usable.to_parquet(ValidateFolder(folder).manifest, index=False)
     shutil.rmtree(failed, ignore_errors=True)
     logger.info(f"validate: {len(usable)} usable cases, {bad} bad, {odd} to look at")
     for line in [*_lines(judgement.bad), *_lines(judgement.odd)]:

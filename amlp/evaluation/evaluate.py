@@ -29,6 +29,7 @@ from amlp.errors import UserError
 from amlp.evaluation.overlays import Example, draw_overlays, select_examples
 from amlp.evaluation.threshold import Threshold, best_threshold
 from amlp.files import atomic_dir, read_json, write_json
+from amlp.layout import EvaluationFolder, SegmenterFolder
 from amlp.metrics.bootstrap import group_bootstrap
 from amlp.metrics.figures import FIGURES, in_order
 from amlp.metrics.segmentation import RULE, score_case
@@ -82,7 +83,7 @@ def evaluate(
     """
     folders = {"segmenter": segmenter} | ({} if scratch is None else {"scratch": scratch})
     models: dict[str, Predict] = {
-        name: Predictor.load(folder / "segmenter.pt").mask for name, folder in folders.items()
+        name: Predictor.load(SegmenterFolder(folder).weights).mask for name, folder in folders.items()
     }
     if split == "unused":
         for folder in folders.values():
@@ -95,7 +96,7 @@ def evaluate(
 
 def _check_labels(folder: Path, shards: Path, fraction: float, seed: int) -> None:
     """Refuse parameters that are not those of the fine-tuning: images would count as unused that were trained on."""
-    file = folder / "labels.json"
+    file = SegmenterFolder(folder).labels
     if not file.is_file():
         raise UserError(f"{file}: not found, so it is not known which masks {folder} was trained on; fine-tune again.")
     trained = read_json(file)
@@ -142,11 +143,12 @@ def evaluate_models(
     summary = _summarise(cases, params=params, seed=seed, threshold=threshold, digest=digest, split=split)
 
     with atomic_dir(out) as folder:
-        cases.to_csv(folder / "cases.csv", index=False, lineterminator="\n")
-        write_json(folder / "summary.json", summary)
-        write_json(folder / "metrics.json", _flatten(summary))
-        _dsc_histogram(cases).to_csv(folder / "dsc_histogram.csv", index=False, lineterminator="\n")
-        _write_overlays(folder / "overlays", models, cases=cases, test=test, ingest=ingest, split=split)
+        written = EvaluationFolder(folder)
+        cases.to_csv(written.cases, index=False, lineterminator="\n")
+        write_json(written.summary, summary)
+        write_json(written.metrics, _flatten(summary))
+        _dsc_histogram(cases).to_csv(written.histogram, index=False, lineterminator="\n")
+        _write_overlays(written.overlays, models, cases=cases, test=test, ingest=ingest, split=split)
     logger.info(_table(summary))
     logger.info(f"wrote {out}: cases.csv, summary.json, metrics.json, dsc_histogram.csv, overlays/*.png")
     return summary

@@ -1,6 +1,6 @@
 """RRL and CCL, the losses, and the reconstruction target.
 
-The roles are those of the abstract of arXiv 2309.04312; the formulas are our definitions (docs/method.md).
+The roles are those of the abstract of arXiv 2309.04312; the formulas are our definitions (docs/explanation/method.md).
 """
 
 from __future__ import annotations

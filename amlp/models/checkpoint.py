@@ -20,10 +20,6 @@ from amlp.errors import UserError
 from amlp.files import atomic_file
 from amlp.models.encoder import Encoder, EncoderPlan
 
-# Beside encoder.pt: lesion scores (N, h, w) float32 of the training split as pre-training refined them, in the split's
-# row order; all 0 after a pre-training without MPS and CCL.
-SCORES, SCORES_OF = "scores.npy", "scores.json"
-
 
 @dataclass(frozen=True)
 class InputStats:

@@ -1,8 +1,8 @@
 """The promotion gate: may a challenger take the champion's place? A pure function of scores, without files or MLflow.
 
 The caller scores both models in one job on the frozen test split (`score_cases` takes several models at once), hands
-over both tables and gets a `Decision`: promote, keep or refuse, with the numbers behind it. docs/gate.md tells what
-each outcome means and what to do about it.
+over both tables and gets a `Decision`: promote, keep or refuse, with the numbers behind it.
+docs/explanation/gate.md says what each outcome means and what to do about it.
 
 All comparisons are in pairs, image by image. A challenger is promoted when all of these hold; a difference exactly at
 a threshold keeps the champion:

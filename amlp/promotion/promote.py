@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from amlp.errors import UserError
 from amlp.files import sha256
+from amlp.layout import SegmenterFolder
 from amlp.params import GateParams
 from amlp.promotion.decision import Decision, FrozenSplit, Model, Side
 from amlp.promotion.gate import decide, refuse
 from amlp.promotion.ledger import CHAMPION, Entry, History, Overtaken, append, read_history, settle
 from amlp.registry.tracking import import_mlflow
+from amlp.registry.weights import fetch_segmenter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
-
-_WEIGHTS = "segmenter.pt"
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def judge(
     champion = client.get_model_version(candidate.name, reference) if reference else None
     challenger = Model(str(candidate), registered.tags["model_sha256"])
     if champion is None:
-        file = scratch / _WEIGHTS
+        file = SegmenterFolder(scratch).weights
         if not file.is_file():
             raise UserError(f"{file}: not found; a first champion has to beat the model from scratch, see --scratch.")
         opponent = Model("the model from scratch", sha256(file))
@@ -133,9 +132,9 @@ def judge(
         split = FrozenSplit(champion.tags["test_hash"], frozenset(test["case_id"]))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            predictors = {"challenger": Predictor.load(_download(registered, Path(folder, "challenger")))}
+            predictors = {"challenger": Predictor.load(fetch_segmenter(registered, Path(folder, "challenger")))}
             if champion is not None:
-                file = _download(champion, Path(folder, "champion"))
+                file = fetch_segmenter(champion, Path(folder, "champion"))
             predictors["reference"] = Predictor.load(file)
         except Exception as error:  # Whatever MLflow, its store or torch raises: nobody may be promoted past it.
             return refuse(
@@ -238,7 +237,7 @@ def decided_before(
         if (digest := hashlib.sha256(text.encode()).hexdigest()) != entry.record_sha256:
             raise UserError(f"{entry.record}: SHA-256 {digest}, the history says {entry.record_sha256}.")
         record: dict[str, Any] = json.loads(text)["gate"]
-        opponent = None if reference else sha256(scratch / _WEIGHTS)
+        opponent = None if reference else sha256(SegmenterFolder(scratch).weights)
         if (
             record["reason"] != "unreadable_model"
             and record["thresholds"] == params.model_dump()
@@ -281,7 +280,7 @@ def rollback(
     if target not in {version for entry in changes for version in (entry.version, entry.before)}:
         raise UserError(f"{name}: version {target} never was champion; `amlp promote {target}` asks the gate.")
     with tempfile.TemporaryDirectory() as folder:
-        _download(client.get_model_version(name, target), Path(folder))
+        fetch_segmenter(client.get_model_version(name, target), Path(folder))
     if not dry_run:
         append(
             client, history, action="rollback", version=target, before=champion, record={}, reason=reason.strip(),
@@ -289,16 +288,3 @@ def rollback(
         )  # fmt: skip
         settle(client, name)
     return champion, target
-
-
-def _download(version: ModelVersion, folder: Path) -> Path:
-    """Fetch a registered segmenter's weights, and check that they are what was registered."""
-    mlflow = import_mlflow()
-    place = f"models:/{version.name}/{version.version}"
-    folder.mkdir(exist_ok=True)
-    # By the address that `connect` sets for the process: the client's own does not reach the registry's part.
-    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(folder)))
-    [file] = root.rglob(_WEIGHTS)
-    if (digest := sha256(file)) != version.tags["model_sha256"]:
-        raise UserError(f"{place}: SHA-256 {digest}, registered was {version.tags['model_sha256']}.")
-    return file

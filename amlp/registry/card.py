@@ -12,23 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from amlp.files import read_json, write_json
+from amlp.layout import RunFolder
 from amlp.metrics.figures import FIGURES, MODELS, in_order
 from amlp.params import Params
 from amlp.registry.lineage import Lineage
 
 # Folder of the run's files; `<kind>/card.json` below it.
 CARDS = "cards"
-_PICTURES = {
-    "encoder": {
-        "Hidden patches and what the model makes of them": "models/encoder/pictures/reconstructions.png",
-        "Masks as the ratio rises": "models/encoder/pictures/masks.png",
-    },
-    "segmenter": {
-        "Test images with the best masks": "evaluation/overlays/best.png",
-        "Typical test images": "evaluation/overlays/median.png",
-        "Test images with the worst masks": "evaluation/overlays/worst.png",
-    },
-}
 USE = (
     "Research on lesion segmentation, on images like those it was trained on. It is not a medical device, was not "
     "tested for diagnosis, and no decision about a patient may rest on it."
@@ -60,11 +50,11 @@ def make_card(
         tags: of the run besides: where the images came from.
         run_id: of MLflow.
     """
-    data = _read(root / "data/ingest/summary.json")
-    shards = _read(root / "data/shards/metrics.json")
+    run = RunFolder(root)
+    data, shards = _read(run.ingest.summary), _read(run.shards.metrics)
     test = summary["test"]
     models = summary["models"] if kind == "segmenter" else {}
-    training = _read(root / "models" / kind / "metrics.json")
+    training = _read((run.encoder if kind == "encoder" else run.segmenter).metrics)
     return {
         "kind": kind,
         "name": entry["name"],
@@ -118,12 +108,25 @@ def write_card(folder: Path, card: Mapping[str, Any], *, root: Path, tracking_ur
         tracking_uri: of MLflow, for the commands.
     """
     pictures = {}
-    for caption, place in _PICTURES[card["kind"]].items():
-        if (root / place).is_file():
-            shutil.copy(root / place, folder / Path(place).name)
-            pictures[caption] = Path(place).name
+    for caption, file in _pictures(card["kind"], RunFolder(root)).items():
+        if file.is_file():
+            shutil.copy(file, folder / file.name)
+            pictures[caption] = file.name
     write_json(folder / "card.json", dict(card))
     (folder / "README.md").write_text(describe(card, pictures, tracking_uri=tracking_uri), encoding="utf-8")
+
+
+def _pictures(kind: str, run: RunFolder) -> dict[str, Path]:
+    if kind == "encoder":
+        return {
+            "Hidden patches and what the model makes of them": run.encoder.pictures / "reconstructions.png",
+            "Masks as the ratio rises": run.encoder.pictures / "masks.png",
+        }
+    return {
+        "Test images with the best masks": run.evaluation.overlays / "best.png",
+        "Typical test images": run.evaluation.overlays / "median.png",
+        "Test images with the worst masks": run.evaluation.overlays / "worst.png",
+    }
 
 
 def describe(card: Mapping[str, Any], pictures: Mapping[str, str], *, tracking_uri: str) -> str:
@@ -229,7 +232,8 @@ def reproduce(card: Mapping[str, Any], *, tracking_uri: str) -> list[str]:
     """Return the commands that make the version again, and what must come out."""
     drawn = card["data"]["source"] == "phantom"
     data = "" if drawn else " --data FOLDER"
-    weights, code = f"models/{card['kind']}/{card['kind']}.pt", card["code"]
+    run, code = RunFolder(Path()), card["code"]
+    weights = run.encoder.weights if card["kind"] == "encoder" else run.segmenter.weights
     clone = f"git checkout {code['git_commit']} && make setup && . .venv/bin/activate"
     # Cards of earlier versions have no requirement.
     requirement = code.get("requirement")

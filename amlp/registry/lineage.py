@@ -15,6 +15,7 @@ import yaml
 import amlp
 from amlp.environment import COMMIT_VARIABLE, IMAGE, PIPELINE_RUN, wheel_files
 from amlp.errors import UserError
+from amlp.layout import RunFolder
 from amlp.params import Params
 
 # The pipeline writes these while it runs, so a difference in them says nothing about the code.
@@ -64,8 +65,9 @@ def collect_lineage(*, params: Params, root: Path, test_hash: str, data_md5: str
     if data_md5 is not None and not _MD5.fullmatch(data_md5):
         raise UserError(f"data_md5: {data_md5!r} is no MD5 as DVC writes it: 32 hex digits, '.dir' after a folder's.")
     commit, dirty = code_version(root)
+    run = RunFolder(root)
     return Lineage(
-        data_md5=data_md5 or locked_md5(root / "dvc.lock", "data/ingest") or folder_md5(root / "data" / "ingest"),
+        data_md5=data_md5 or locked_md5(run.lock, "data/ingest") or folder_md5(run.ingest.path),
         git_commit=commit,
         git_dirty=dirty,
         params_hash=params.digest(),

@@ -21,10 +21,10 @@ from amlp.registry.tracking import (
     RunLog,
     connect,
     find_pipeline_run,
+    mlflow_uri,
     pipeline_run,
     pipeline_tags,
     resolve_uri,
-    tracking_address,
 )
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def read_outcome(*, params: RegisterParams, pipeline: str) -> tuple[str, str]:
     Raises:
         UserError: MLflow can't be reached.
     """
-    with connect(resolve_uri(params.tracking_uri, Path())) as client:
+    with connect(resolve_uri(mlflow_uri(params.tracking_uri), Path())) as client:
         run_id = find_pipeline_run(client, experiment=params.experiment, pipeline=pipeline)
         if not run_id:
             return "", ""
@@ -174,7 +174,7 @@ def read_error(*, params: RegisterParams, pipeline: str) -> tuple[str, set[str]]
     Raises:
         UserError: MLflow can't be reached.
     """
-    with connect(resolve_uri(params.tracking_uri, Path())) as client:
+    with connect(resolve_uri(mlflow_uri(params.tracking_uri), Path())) as client:
         run_id = find_pipeline_run(client, experiment=params.experiment, pipeline=pipeline)
         tags = client.get_run(run_id).data.tags if run_id else {}
         return tags.get(ERROR, ""), set(tags.get(KIND, "").split(",")) - {""}
@@ -183,7 +183,7 @@ def read_error(*, params: RegisterParams, pipeline: str) -> tuple[str, set[str]]
 @contextmanager
 def _parent(params: RegisterParams, pipeline: str = "") -> Iterator[tuple[MlflowClient, str, bool]]:
     """Find or make the pipeline run's parent run; yields a client, the run's id, and whether somebody else ends it."""
-    with connect(resolve_uri(tracking_address(params.tracking_uri), Path())) as client:
+    with connect(resolve_uri(mlflow_uri(params.tracking_uri), Path())) as client:
         if not pipeline and (injected := os.environ.get("MLFLOW_RUN_ID")):
             # Kubeflow's plugin gives each task a run below the pipeline's, and ends both itself.
             yield client, client.get_run(injected).data.tags.get("mlflow.parentRunId", injected), True

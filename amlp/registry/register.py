@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 import amlp
-from amlp.errors import ListedError, UserError
+from amlp.errors import UserError
 from amlp.files import read_json, sha256, write_json
+from amlp.layout import EncoderFolder, Folder, RunFolder
 from amlp.params import Params
 from amlp.registry.card import CARDS, make_card, write_card
 from amlp.registry.lineage import Lineage, collect_lineage
@@ -30,9 +31,9 @@ from amlp.registry.tracking import (
     child_run,
     connect,
     import_mlflow,
+    mlflow_uri,
     parent_run,
     resolve_uri,
-    tracking_address,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ CANDIDATE = "candidate"
 class _Stage:
     """A stage's folder under the root, its sections of the parameters, and which of its files a run shows."""
 
-    folder: str
+    folder: Callable[[RunFolder], Folder]
     sections: tuple[str, ...]
     files: tuple[str, ...]
 
@@ -60,29 +61,24 @@ class _Stage:
 # No file here names a patient: cases go by their ids. The manifest, with its pseudonyms and paths, is not among them.
 _TRAINING_FILES = ("history.csv", "system.csv", "loading.json", "metrics.json")
 STAGES = {
-    "ingest": _Stage("data/ingest", ("ingest",), ("summary.json",)),
-    "validate": _Stage("data/validate", ("validate",), ("bad_cases.csv", "expectations.json", "metrics.json")),
-    "preprocess": _Stage("data/shards", ("preprocess", "scores"), ("index.parquet", "stats.json", "metrics.json")),
+    "ingest": _Stage(lambda run: run.ingest, ("ingest",), ("summary.json",)),
+    "validate": _Stage(lambda run: run.validate, ("validate",), ("bad_cases.csv", "expectations.json", "metrics.json")),
+    "preprocess": _Stage(
+        lambda run: run.shards, ("preprocess", "scores"), ("index.parquet", "stats.json", "metrics.json")
+    ),
     "pretrain": _Stage(
-        "models/encoder",
+        lambda run: run.encoder,
         ("encoder", "pretrain"),
         ("history.csv", "diagnostics.csv", "steps.csv", "system.csv", "metrics.json", "pictures"),
     ),
-    "finetune": _Stage("models/segmenter", ("encoder", "finetune"), _TRAINING_FILES),
-    "scratch": _Stage("models/scratch", ("encoder", "finetune"), _TRAINING_FILES),
+    "finetune": _Stage(lambda run: run.segmenter, ("encoder", "finetune"), _TRAINING_FILES),
+    "scratch": _Stage(lambda run: run.scratch, ("encoder", "finetune"), _TRAINING_FILES),
     "evaluate": _Stage(
-        "evaluation",
+        lambda run: run.evaluation,
         ("evaluate",),
         ("cases.csv", "summary.json", "metrics.json", "dsc_histogram.csv", "overlays"),
     ),
 }
-_NEEDED = (
-    "data/ingest/summary.json",
-    "data/shards/index.parquet",
-    "models/encoder/encoder.pt",
-    "models/segmenter/segmenter.pt",
-    "evaluation/summary.json",
-)
 
 
 def register(
@@ -109,32 +105,34 @@ def register(
         ListedError: outputs of earlier stages are missing.
         UserError: MLflow can't be reached, or the evaluation is not of the test split.
     """
-    if missing := [name for name in _NEEDED if not (root / name).is_file()]:
-        raise ListedError(f"register: {root} lacks outputs of earlier stages", missing, "Run them first: `dvc repro`.")
+    run = RunFolder(root)
+    run.require(
+        run.ingest.summary, run.shards.index, run.encoder.weights, run.segmenter.weights, run.evaluation.summary,
+        stage="register",
+    )  # fmt: skip
     settings = params.register_
-    summary = read_json(root / "evaluation" / "summary.json")
+    summary = read_json(run.evaluation.summary)
     if (split := summary["test"].get("split", "test")) != "test":
         raise UserError(
-            f"{root / 'evaluation/summary.json'}: scores on the split {split!r}, expected the test split's; run "
-            "`amlp evaluate`."
+            f"{run.evaluation.summary}: scores on the split {split!r}, expected the test split's; run `amlp evaluate`."
         )
     lineage = collect_lineage(params=params, root=root, test_hash=summary["test"]["hash"], data_md5=data_md5)
 
-    tracking_uri = tracking_address(settings.tracking_uri)
-    with connect(resolve_uri(tracking_uri, root)) as client:
+    address = mlflow_uri(settings.tracking_uri)
+    with connect(resolve_uri(address, root)) as client:
         name = f"amlp {lineage.params_hash[:8]}"
         run_tags = {**(tags or {}), **lineage.tags()}
         if lineage.git_commit != "unknown":
             # MLflow's own name for it, which its pages show.
             run_tags["mlflow.source.git.commit"] = lineage.git_commit
         with parent_run(client, experiment=settings.experiment, name=name, tags=run_tags) as run_id:
-            logger.info(f"MLflow: run {run_id} in experiment {settings.experiment!r} at {tracking_uri}")
+            logger.info(f"MLflow: run {run_id} in experiment {settings.experiment!r} at {address}")
             log = RunLog(client, run_id)
             values = params.model_dump(by_alias=True)
             log.parameters(values)
             log.figures(_headline(summary))
             client.log_dict(run_id, values, "params.json")
-            log.files([root / "dvc.lock"])
+            log.files([run.lock])
             stage_runs = _log_stages(client, parent=run_id, root=root, values=values, lineage=lineage)
             encoder, segmenter = _register_models(
                 client, run_id, params=params, root=root, summary=summary, lineage=lineage
@@ -145,14 +143,14 @@ def register(
                     summary=summary, lineage=lineage, tags=tags or {}, run_id=run_id,
                 )  # fmt: skip
                 with tempfile.TemporaryDirectory() as folder:
-                    write_card(Path(folder), card, root=root, tracking_uri=tracking_uri)
+                    write_card(Path(folder), card, root=root, tracking_uri=address)
                     client.log_artifacts(run_id, folder, f"{CARDS}/{kind}")
             for model in (encoder, segmenter):
                 client.set_registered_model_alias(model["name"], CANDIDATE, model["version"])
                 model["aliases"] = [CANDIDATE]
 
         registration = {
-            "tracking_uri": tracking_uri,
+            "tracking_uri": address,
             "experiment": settings.experiment,
             "parent_run_id": run_id,
             "stage_runs": stage_runs,
@@ -160,10 +158,10 @@ def register(
             "segmenter": segmenter,
             "lineage": {**asdict(lineage), "encoder_version": encoder["version"]},
         }
-        write_json(root / "registration.json", registration)
+        write_json(run.registration, registration)
     for model in (encoder, segmenter):
         logger.info(f"Registered {model['name']} version {model['version']}: {CANDIDATE}")
-    logger.info(f"Wrote {root / 'registration.json'}")
+    logger.info(f"Wrote {run.registration}")
     return registration
 
 
@@ -185,7 +183,7 @@ def _log_stages(
     """Write a run for each stage; the run from scratch is optional."""
     runs = {}
     for name, stage in STAGES.items():
-        folder = root / stage.folder
+        folder = stage.folder(RunFolder(root)).path
         if not folder.is_dir():
             continue
         with child_run(client, parent=parent, name=name, tags={"stage": name, **lineage.tags()}) as log:
@@ -198,13 +196,14 @@ def _log_stages(
 def log_outputs(log: RunLog, *, stage: str, folder: Path, values: Mapping[str, Any]) -> None:
     """Write what a stage left in `folder`, and the parameters among `values` that it depends on."""
     log.parameters({"seed": values["seed"]} | {section: values[section] for section in STAGES[stage].sections})
-    if (folder / "metrics.json").is_file():
-        log.figures(read_json(folder / "metrics.json"))
-    for curves in ("history.csv", "diagnostics.csv"):
-        if (folder / curves).is_file():
-            log.curves(folder / curves, step="epoch")
-    if (folder / "system.csv").is_file():
-        log.curves(folder / "system.csv", names=SYSTEM_METRICS)
+    files = EncoderFolder(folder)
+    if files.metrics.is_file():
+        log.figures(read_json(files.metrics))
+    for curves in (files.history, files.diagnostics):
+        if curves.is_file():
+            log.curves(curves, step="epoch")
+    if files.system.is_file():
+        log.curves(files.system, names=SYSTEM_METRICS)
     log.files(folder / file for file in STAGES[stage].files)
 
 
@@ -214,7 +213,7 @@ def _log_dataset(log: RunLog, *, stage: str, root: Path, lineage: Lineage) -> No
     mlflow = import_mlflow()
     from mlflow.entities import DatasetInput, InputTag
 
-    index = pd.read_parquet(root / "data" / "shards" / "index.parquet")
+    index = pd.read_parquet(RunFolder(root).shards.index)
     context = {"pretrain": "pretraining", "finetune": "training", "scratch": "training", "evaluate": "testing"}
     if split := splits.get(stage):
         index = index[index["split"] == split]
@@ -239,7 +238,7 @@ def _register_models(
         run_id,
         kind="encoder",
         name=settings.encoder_name,
-        weights=root / "models" / "encoder" / "encoder.pt",
+        weights=RunFolder(root).encoder.weights,
         signature=_encoder_signature(),
         tags=lineage.tags(),
     )
@@ -254,7 +253,7 @@ def _register_models(
         run_id,
         kind="segmenter",
         name=settings.segmenter_name,
-        weights=root / "models" / "segmenter" / "segmenter.pt",
+        weights=RunFolder(root).segmenter.weights,
         signature=_segmenter_signature(),
         tags={**lineage.tags(), "encoder_name": encoder["name"], "encoder_version": encoder["version"]},
     )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # MLflow refuses larger batches (mlflow.utils.validation).
 _MAX_METRICS, _MAX_PARAMS = 1000, 100
 _SQLITE = "sqlite:///"
+# Where nothing else is named.
+LOCAL = "sqlite:///mlflow.db"
 RUN_TAG, PAGE_TAG = "pipeline_run", "pipeline_run_url"
 _SETTINGS = {
     # A bar for each small file drowns what the stage has to say.
@@ -57,10 +59,16 @@ def import_mlflow() -> Any:
     return mlflow
 
 
-def tracking_address(configured: str) -> str:
-    """Return where to record: as configured, unless the caller injected a run, which says where it is too."""
-    injected = "MLFLOW_RUN_ID" in os.environ
-    return os.environ.get("MLFLOW_TRACKING_URI", configured) if injected else configured
+def mlflow_uri(configured: str = LOCAL, *, given: str | None = None) -> str:
+    """Say where MLflow is: as given on the command line, else by MLFLOW_TRACKING_URI, else as configured.
+
+    The parameters name MLflow as a cluster sees it; the variable, which MLflow reads too, as seen from here.
+
+    Args:
+        configured: `register.tracking_uri`.
+        given: of the command line.
+    """
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or configured
 
 
 def resolve_uri(tracking_uri: str, root: Path) -> str:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from amlp.files import read_json
+from amlp.layout import EncoderFolder, RunFolder
 from amlp.metrics.figures import MODELS
 from amlp.reporting.charts import Band, DotChart, LineChart
 from amlp.reporting.wording import number
 
 
-def charts_of(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def charts_of(run: RunFolder, summary: Mapping[str, Any]) -> dict[str, Any]:
     from markupsafe import Markup
 
-    pretraining = pd.read_csv(root / "models/encoder/history.csv")
+    pretraining = pd.read_csv(run.encoder.history)
     trainings = {
-        title: pd.read_csv(root / "models" / name / "history.csv")
-        for name, title in (("segmenter", "pre-trained"), ("scratch", "from scratch"))
-        if (root / "models" / name / "history.csv").is_file()
+        title: pd.read_csv(folder.history)
+        for folder, title in ((run.segmenter, "pre-trained"), (run.scratch, "from scratch"))
+        if folder.history.is_file()
     }
     epochs = max(trainings.values(), key=len)["epoch"].tolist()
     kept = {title: float(table.loc[table["val_dsc"].idxmax(), "epoch"]) for title, table in trainings.items()}
@@ -43,26 +43,25 @@ def charts_of(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
             x, {"loss": pretraining["loss"].tolist(), "squared error": pretraining["reconstruction"].tolist()}, "loss"
         ),
         "ratio": lines(x, {"masking ratio": pretraining["ratio"].tolist()}, "masking ratio"),
-        "probe": _probe_chart(root / "models/encoder"),
+        "probe": _probe_chart(run.encoder),
         "validation": lines(epochs, training_lines("val_dsc"), "validation DSC", marks=kept),
         "finetuning": lines(epochs, training_lines("loss"), "training loss"),
-        "cases": Markup(_cases_chart(root, summary)),
+        "cases": Markup(_cases_chart(run, summary)),
     }
 
 
-def _probe_chart(encoder: Path) -> Any:
+def _probe_chart(encoder: EncoderFolder) -> Any:
     """The linear probe of the encoder over the epochs; None without masks to probe by."""
     from markupsafe import Markup
 
-    file = encoder / "diagnostics.csv"
+    file = encoder.diagnostics
     table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
     if "probe_auc" not in table or table["probe_auc"].isna().all():
         return None
     lines = {"in training": table["probe_auc"].tolist()}
     described = f"in training: {_ends(lines['in training'])}"
-    untrained = (read_json(encoder / "metrics.json") if (encoder / "metrics.json").is_file() else {}).get(
-        "probe_auc_untrained"
-    )
+    metrics = read_json(encoder.metrics) if encoder.metrics.is_file() else {}
+    untrained = metrics.get("probe_auc_untrained")
     if untrained is not None:
         lines["untrained"] = [untrained] * len(table)
         described += f"; untrained: {untrained:.3g}"
@@ -70,8 +69,8 @@ def _probe_chart(encoder: Path) -> Any:
     return Markup(LineChart(table["epoch"].tolist(), lines, label, f"Line chart. {label}; {described}").svg())
 
 
-def _cases_chart(root: Path, summary: Mapping[str, Any]) -> str:
-    cases = pd.read_csv(root / "evaluation/cases.csv")
+def _cases_chart(run: RunFolder, summary: Mapping[str, Any]) -> str:
+    cases = pd.read_csv(run.evaluation.cases)
     cases = cases[cases["lesion_fraction"] > 0]
     rows = {}
     for name, entry in summary["models"].items():
@@ -82,15 +81,15 @@ def _cases_chart(root: Path, summary: Mapping[str, Any]) -> str:
     return DotChart(rows, "DSC of a test image with a lesion", f"Dot chart of the test images' DSC. {described}").svg()
 
 
-def diagnostics(file: Path) -> dict[str, Any] | None:
+def diagnostics(encoder: EncoderFolder) -> dict[str, Any] | None:
     """Judge the method's premises by the last fifth of the epochs; None without masks to judge by."""
-    if not file.is_file():
+    if not encoder.diagnostics.is_file():
         return None
-    table = pd.read_csv(file)
+    table = pd.read_csv(encoder.diagnostics)
     # Without masks pre-training can't write the column.
     if not len(table) or "error_lesion" not in table:
         return None
-    drawn = pd.read_csv(file.with_name("history.csv"))
+    drawn = pd.read_csv(encoder.history)
     table = table.merge(drawn[["epoch", "masked_lesion_share", "masked_background_share"]], on="epoch")
     late = table.tail(max(1, len(table) // 5)).mean(numeric_only=True)
     lines = []

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from amlp.errors import ListedError
 from amlp.files import read_json, write_text
+from amlp.layout import RunFolder
 from amlp.metrics.patches import describe
 from amlp.params import Params
 from amlp.registry.tracking import connect, flatten, resolve_uri
@@ -45,15 +45,6 @@ _OVERLAYS = {
     "median": ("Median", "Test images with a lesion round the segmenter's median DSC."),
     "worst": ("Worst", "Test images with a lesion on which the segmenter's DSC is lowest."),
 }
-_NEEDED = (
-    "data/ingest/summary.json",
-    "data/shards/index.parquet",
-    "models/encoder/history.csv",
-    "models/segmenter/history.csv",
-    "models/segmenter/metrics.json",
-    "evaluation/summary.json",
-    "evaluation/cases.csv",
-)
 
 
 def report(*, params: Params, root: Path, out: Path) -> None:
@@ -67,8 +58,11 @@ def report(*, params: Params, root: Path, out: Path) -> None:
     Raises:
         ListedError: outputs of earlier stages are missing.
     """
-    if missing := [name for name in _NEEDED if not (root / name).is_file()]:
-        raise ListedError(f"report: {root} lacks outputs of earlier stages", missing, "Run them first: `dvc repro`.")
+    run = RunFolder(root)
+    run.require(
+        run.ingest.summary, run.shards.index, run.encoder.history, run.segmenter.history, run.segmenter.metrics,
+        run.evaluation.summary, run.evaluation.cases, stage="report",
+    )  # fmt: skip
     import jinja2
 
     environment = jinja2.Environment(
@@ -80,11 +74,11 @@ def report(*, params: Params, root: Path, out: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    page = environment.get_template("report.html.j2").render(_context(params, root))
+    page = environment.get_template("report.html.j2").render(_context(params, run))
     write_text(out, page)
     logger.info(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    if (root / "registration.json").is_file():
-        _attach(out, read_json(root / "registration.json"), root)
+    if run.registration.is_file():
+        _attach(out, read_json(run.registration), root)
 
 
 def _attach(page: Path, registration: Mapping[str, Any], root: Path) -> None:
@@ -102,29 +96,29 @@ def _attach(page: Path, registration: Mapping[str, Any], root: Path) -> None:
         logger.info(f"Not attached to the MLflow run: {error}")
 
 
-def _context(params: Params, root: Path) -> dict[str, Any]:
+def _context(params: Params, run: RunFolder) -> dict[str, Any]:
     """Collect what the template shows."""
-    summary = ordered(read_json(root / "evaluation/summary.json"))
-    registration = read_json(root / "registration.json") if (root / "registration.json").is_file() else None
-    index = pd.read_parquet(root / "data/shards/index.parquet")
+    summary = ordered(read_json(run.evaluation.summary))
+    registration = read_json(run.registration) if run.registration.is_file() else None
+    index = pd.read_parquet(run.shards.index)
     confidence = f"{summary['confidence'] * 100:g}%"
     return {
         "source": _source(params),
         "headline": headline(summary, confidence),
         "tiles": tiles(summary, registration),
-        "training": _training(params, root, index),
+        "training": _training(params, run, index),
         "splits": _splits(index),
-        "groups": _groups(read_json(root / "data/ingest/summary.json")),
-        "images": _images(params, root, index),
+        "groups": _groups(read_json(run.ingest.summary)),
+        "images": _images(params, run, index),
         "confidence": confidence,
         **results(summary, confidence),
-        "overlays": embedded(root / "evaluation/overlays", {k: (*v, v[1]) for k, v in _OVERLAYS.items()}),
-        "pretraining": _pretraining(params, root),
-        "pictures": embedded(root / "models/encoder/pictures", _pretraining_pictures(params)),
-        "scores": _scores(root / "data/shards/metrics.json"),
-        "diagnostics": diagnostics(root / "models/encoder/diagnostics.csv"),
-        "finetuning": _finetuning(root),
-        "charts": charts_of(root, summary),
+        "overlays": embedded(run.evaluation.overlays, {k: (*v, v[1]) for k, v in _OVERLAYS.items()}),
+        "pretraining": _pretraining(params, run),
+        "pictures": embedded(run.encoder.pictures, _pretraining_pictures(params)),
+        "scores": _scores(run.shards.metrics),
+        "diagnostics": diagnostics(run.encoder),
+        "finetuning": _finetuning(run),
+        "charts": charts_of(run, summary),
         "lineage": lineage_rows(registration) if registration else None,
         "load_code": load_code(registration) if registration else None,
         "reproduce_code": reproduce_code(registration),
@@ -138,9 +132,9 @@ def _source(params: Params) -> str:
     return "phantom (generated images)" if params.ingest.source == "phantom" else Path(params.ingest.path).name
 
 
-def _training(params: Params, root: Path, index: pd.DataFrame) -> str:
+def _training(params: Params, run: RunFolder, index: pd.DataFrame) -> str:
     train, val, test = (int((index["split"] == split).sum()) for split in ("train", "val", "test"))
-    labelled = read_json(root / "models/segmenter/metrics.json")["labelled_images"]
+    labelled = read_json(run.segmenter.metrics)["labelled_images"]
     return (
         f"The encoder was pre-trained on the {train} images of the training split, without their masks, for "
         f"{params.pretrain.epochs} epochs. The segmenter was then fine-tuned on {labelled} of them with their masks "
@@ -188,7 +182,7 @@ def _settings(params: Params) -> dict[str, Any]:
     return settings
 
 
-def _images(params: Params, root: Path, index: pd.DataFrame) -> str:
+def _images(params: Params, run: RunFolder, index: pd.DataFrame) -> str:
     def span(column: str) -> str:
         low, high = index[column].min(), index[column].max()
         return f"{low}" if low == high else f"{low} to {high}"
@@ -200,16 +194,16 @@ def _images(params: Params, root: Path, index: pd.DataFrame) -> str:
     areas = index.loc[index["lesion_fraction"] > 0, "lesion_fraction"]
     if len(areas):
         sentences.append(f"Where there is a lesion, it covers {areas.median():.1%} of the image (median).")
-    bad = root / "data/validate/bad_cases.csv"
+    bad = run.validate.bad_cases
     if bad.is_file():
         left_out = pd.read_csv(bad)["case_id"].nunique()
         sentences.append(f"Validation left {left_out} case(s) out." if left_out else "Validation left no case out.")
     return " ".join(sentences)
 
 
-def _pretraining(params: Params, root: Path) -> str:
+def _pretraining(params: Params, run: RunFolder) -> str:
     settings = params.pretrain
-    last = pd.read_csv(root / "models/encoder/history.csv").iloc[-1]
+    last = pd.read_csv(run.encoder.history).iloc[-1]
     parts = {
         "MPS": settings.mps.enabled,
         "AMR": settings.amr.enabled,
@@ -239,14 +233,13 @@ def _pretraining_pictures(params: Params) -> dict[str, tuple[str, str, str]]:
     return _PRETRAINING_PICTURES | {"reconstructions": (title, caption, alt)}
 
 
-def _finetuning(root: Path) -> str:
+def _finetuning(run: RunFolder) -> str:
     sentences = []
-    for name, words in (("segmenter", "From the pre-trained encoder"), ("scratch", "From scratch")):
-        path = root / "models" / name / "metrics.json"
-        if path.is_file():
-            metrics = read_json(path)
+    for folder, words in ((run.segmenter, "From the pre-trained encoder"), (run.scratch, "From scratch")):
+        if folder.metrics.is_file():
+            metrics = read_json(folder.metrics)
             sentences.append(f"{words}: best validation DSC {metrics['val_dsc']:.3f} in epoch {metrics['best_epoch']}.")
-    loading = root / "models/segmenter/loading.json"
+    loading = run.segmenter.loading
     found = read_json(loading) if loading.is_file() else None
     if found:
         used, missing = len(found["matched"]) + len(found["adapted"]), len(found["missing"])

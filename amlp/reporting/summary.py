@@ -8,6 +8,7 @@ from typing import Any
 
 from amlp.errors import ListedError
 from amlp.files import read_json
+from amlp.layout import RunFolder
 
 
 def summary(root: Path) -> str:
@@ -16,8 +17,8 @@ def summary(root: Path) -> str:
     Raises:
         ListedError: names the files that a run would have written and that are not there.
     """
-    evaluation, registration = root / "evaluation/summary.json", root / "registration.json"
-    report = root / "report.html"
+    run = RunFolder(root)
+    evaluation, registration, report = run.evaluation.summary, run.registration, run.report
     missing = [str(path) for path in (evaluation, registration, report) if not path.is_file()]
     if missing:
         raise ListedError("The pipeline has not finished here; missing:", missing, "Run `dvc repro` first.")

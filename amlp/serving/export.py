@@ -1,8 +1,8 @@
 """`amlp export-onnx MODEL OUT.onnx`: a segmenter as one ONNX graph, for runtimes without Python or PyTorch.
 
 The graph takes what `to_model_input` makes of a picture and normalises it itself. Bringing a picture to the model's
-size, and the answer to the picture's, stays outside, for runtimes differ in how they resize; docs/serving.md has the
-few lines that do it as the predictor does.
+size, and the answer to the picture's, stays outside, because runtimes differ in how they resize;
+docs/how-to/use-a-segmenter.md has the few lines that do it as the predictor does.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from amlp.files import atomic_file
 from amlp.models.predictor import Predictor
 from amlp.models.segmenter import lesion_probability
 from amlp.registry.model_input import example_input, read_images
+from amlp.registry.weights import Weights
 from amlp.serving.sources import list_sources
-from amlp.serving.weights import Weights
 
 logger = logging.getLogger(__name__)
 

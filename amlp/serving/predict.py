@@ -38,9 +38,9 @@ from amlp.evaluation.overlays import PREDICTED_COLOUR
 from amlp.files import atomic_file, write_json, write_text
 from amlp.models.predictor import Prediction, Predictor
 from amlp.progress import progress
+from amlp.registry.weights import Weights
 from amlp.serving.sources import Source, list_sources
 from amlp.serving.volumes import read_volume, volume_bytes
-from amlp.serving.weights import Weights
 
 logger = logging.getLogger(__name__)
 

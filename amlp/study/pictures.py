@@ -12,6 +12,7 @@ from amlp.data.images import read_image, read_mask
 from amlp.data.shards import ShardedSplit
 from amlp.evaluation.overlays import Example, draw_overlays
 from amlp.files import atomic_file
+from amlp.layout import SegmenterFolder
 from amlp.metrics.figures import FIGURES
 from amlp.models.predictor import Predictor
 from amlp.study.plan import Cell
@@ -135,7 +136,7 @@ def _model(results: Results, cell: Cell) -> Path | None:
         return None
     unit = results.plan.cells[cell].needs
     assert unit is not None
-    file = results.store.result(unit) / "segmenter.pt"
+    file = SegmenterFolder(results.store.result(unit)).weights
     return file if file.is_file() else None
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from amlp.errors import UserError
 from amlp.evaluation.evaluate import with_figures
 from amlp.files import read_json
+from amlp.layout import EncoderFolder, EvaluationFolder
 from amlp.metrics.bootstrap import Interval, crossed_bootstrap
 from amlp.params import EvaluateParams
 from amlp.study.plan import Aim, Cell, Plan, Scored, Study, Unit
@@ -159,14 +160,14 @@ class Results:
 
     def metrics(self, units: Iterable[Unit], key: str) -> float:
         """Mean of a figure of the units' metrics.json; NaN where none has it."""
-        values = [read_json(self.store.result(unit) / "metrics.json").get(key, math.nan) for unit in units]
+        values = [read_json(EncoderFolder(self.store.result(unit)).metrics).get(key, math.nan) for unit in units]
         return float(np.mean(values)) if values else math.nan
 
     def cpu_seconds(self, units: Iterable[Unit]) -> float:
         """Mean CPU time of trainings, from what they recorded each epoch: wall time depends on what ran beside them."""
         totals = []
         for unit in units:
-            table = pd.read_csv(self.store.result(unit) / "system.csv")
+            table = pd.read_csv(EncoderFolder(self.store.result(unit)).system)
             spans = table["seconds"].diff().fillna(table["seconds"])
             # A resumed process measures its first epoch alone; its clock goes on from the checkpoint.
             totals.append(float((spans * table["cpu_percent"] / 100).sum()))
@@ -198,12 +199,12 @@ def collect(study: Study, plan: Plan, store: Store, shards: Path) -> Results:
     tables = []
     tests: dict[tuple[float, int] | None, dict[str, Mapping[str, Any]]] = {}
     for cell in cells:
-        folder = store.result(plan.cells[cell])
-        summary = read_json(folder / "summary.json")
+        folder = EvaluationFolder(store.result(plan.cells[cell]))
+        summary = read_json(folder.summary)
         # What is unused depends on the share of labels and the seed, and on nothing else.
         same = None if plan.scored == "test" else (cell.fraction, cell.seed)
         tests.setdefault(same, {})[summary["test"]["hash"]] = summary["test"]
-        table = pd.read_csv(folder / "cases.csv", dtype={"case_id": str})
+        table = pd.read_csv(folder.cases, dtype={"case_id": str})
         table = table[table["model"] == "segmenter"]
         tables.append(table.assign(arm=cell.arm, fraction=cell.fraction, seed=cell.seed))
     if several := [hashes for hashes in tests.values() if len(hashes) > 1]:

@@ -20,12 +20,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from amlp.data.shards import MADE_BY
 from amlp.errors import ListedError, UserError
 from amlp.files import read_json
+from amlp.layout import ShardsFolder
 from amlp.progress import progress
 from amlp.registry.register import log_outputs
-from amlp.registry.tracking import RunLog, child_run, connect, finished_run, reopened_run, resolve_uri
+from amlp.registry.tracking import RunLog, child_run, connect, finished_run, mlflow_uri, reopened_run, resolve_uri
 from amlp.study.plan import Kind, Plan, Study, Unit
 from amlp.study.store import Made, Store, cores
 from amlp.training.state import run_digest
@@ -73,11 +73,11 @@ def run_study(
 
 
 def _check_data(study: Study, shards: Path, ingest: Path) -> None:
-    stats = shards / "stats.json"
+    stats = ShardsFolder(shards).stats
     if not stats.is_file() or not ingest.is_dir():
         missing = ingest if stats.is_file() else stats
         raise UserError(f"{missing}: not found; run `dvc repro preprocess` first, or give --shards and --ingest.")
-    file = shards / MADE_BY
+    file = ShardsFolder(shards).made_by
     if not file.is_file():
         raise UserError(f"{file}: not found, so it is not known how the shards were made; preprocess again.")
     found = read_json(file)
@@ -100,7 +100,7 @@ def _recorder(study: Study, store: Store) -> Iterator[Callable[[Unit], None]]:
     experiment, name = f"{settings.experiment}-study", study.file.name
     tags = {"study": name}
     with (
-        connect(resolve_uri(settings.tracking_uri, Path())) as client,
+        connect(resolve_uri(mlflow_uri(settings.tracking_uri), Path())) as client,
         reopened_run(client, experiment=experiment, name=name, tags=tags | {"kind": "study"}) as parent,
     ):
         RunLog(client, parent).files([study.path])
@@ -141,7 +141,7 @@ class _Scheduler:
         self.waiting, self.running = list(plan.units), dict[int, _Job]()
         self.finished, self.failed = set[str](), dict[str, str]()
         self.reasons: dict[str, str] = {}
-        index = pd.read_parquet(shards / "index.parquet")
+        index = pd.read_parquet(ShardsFolder(shards).index)
         self.images = index[index["labelled"] | (index["split"] == "train")].groupby("split").size().to_dict()
 
     def run(self) -> dict[str, str]:

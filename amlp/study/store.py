@@ -23,13 +23,12 @@ import yaml
 
 import amlp
 from amlp.files import read_json, sha256, write_json, write_text
+from amlp.layout import EncoderFolder, SegmenterFolder
 from amlp.registry.lineage import code_version
 from amlp.study.plan import Kind, Unit
 from amlp.training.state import code_digest, data_digest, run_digest
 
 State = Literal["absent", "done", "stale"]
-# What the next unit starts from.
-_MODEL: dict[Kind, str] = {"pretrain": "encoder.pt", "finetune": "segmenter.pt"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,8 @@ class Store:
     def _input(self, unit: Unit) -> str | None:
         if unit.needs is None:
             return None
-        model = self.result(unit.needs) / _MODEL[unit.needs.kind]
+        folder = self.result(unit.needs)
+        model = (EncoderFolder if unit.needs.kind == "pretrain" else SegmenterFolder)(folder).weights
         return sha256(model) if model.is_file() else None
 
 

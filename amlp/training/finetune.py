@@ -24,6 +24,7 @@ from amlp.data.labels import labelled_subset
 from amlp.data.shards import ShardedSplit, cases_digest, read_stats
 from amlp.errors import UserError
 from amlp.files import sha256, write_json
+from amlp.layout import EncoderFolder, SegmenterFolder
 from amlp.models.checkpoint import InputStats, LoadReport, save, transfer_encoder
 from amlp.models.encoder import Encoder, EncoderPlan
 from amlp.models.segmenter import Segmenter, lesion_probability
@@ -81,7 +82,7 @@ def finetune(
         asdict(plan),
         data_digest(shards),
         code_digest(),
-        sha256(encoder / "encoder.pt") if encoder else None,
+        sha256(EncoderFolder(encoder).weights) if encoder else None,
         hashlib.sha256(maps.tobytes()).hexdigest() if maps is not None else None,
     )
     training = TrainingState(f"{absolute(state)}/finetune-{digest}")
@@ -109,15 +110,16 @@ def finetune(
             "seconds": round(before["seconds"] + end["seconds"], 1),
             "category_seconds": round(before["seconds"], 1),
         }
-        with output_dir(out) as folder:
-            save(folder / "segmenter.pt", _segmenter(settings, plan, inputs, end["best"]["state"]))
+        with output_dir(out) as path:
+            folder = SegmenterFolder(path)
+            save(folder.weights, _segmenter(settings, plan, inputs, end["best"]["state"]))
             _write_tables(folder, before, end)
-            write_json(folder / "loading.json", asdict(report) if report else None)
-            write_json(folder / "metrics.json", metrics)
+            write_json(folder.loading, asdict(report) if report else None)
+            write_json(folder.metrics, metrics)
             # By which `evaluate --split unused` knows the images that this did not see.
             index = ShardedSplit.open(shards, "train").index
             labelled = index.iloc[labelled_subset(index, settings.label_fraction, params.seed)]
-            write_json(folder / "labels.json", {"images": len(labelled), "cases": cases_digest(labelled)})
+            write_json(folder.labels, {"images": len(labelled), "cases": cases_digest(labelled)})
         training.discard()
     logger.info(f"Wrote {out}: best validation DSC {metrics['val_dsc']:.3f} in epoch {metrics['best_epoch']}.")
     return metrics
@@ -175,7 +177,7 @@ def _validate(model: Segmenter | UNet, val: ShardedSplit, setup: Setup) -> float
 
 def _try_encoder(encoder: Path, plan: EncoderPlan, settings: FinetuneParams) -> tuple[LoadReport, InputStats]:
     """Load the encoder here too, so that one that does not fit is reported before any worker starts."""
-    checkpoint = encoder / "encoder.pt"
+    checkpoint = EncoderFolder(encoder).weights
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: not found; run `amlp pretrain` first, or train with --from-scratch.")
     report, inputs = transfer_encoder(checkpoint, Encoder(plan), min_matched=settings.min_matched)
@@ -198,9 +200,9 @@ def _segmenter(
     }
 
 
-def _write_tables(folder: Path, before: dict[str, Any], end: dict[str, Any]) -> None:
+def _write_tables(folder: SegmenterFolder, before: dict[str, Any], end: dict[str, Any]) -> None:
     # DVC's plots leave out "nan", and take an empty cell for 0.
-    pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False, na_rep="nan")
+    pd.DataFrame(end["history"]).to_csv(folder.history, index=False, na_rep="nan")
     # One clock for both trainings.
     system = before["system"] + [row | {"seconds": row["seconds"] + before["seconds"]} for row in end["system"]]
-    pd.DataFrame(system).to_csv(folder / "system.csv", index=False)
+    pd.DataFrame(system).to_csv(folder.system, index=False)

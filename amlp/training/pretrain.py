@@ -24,11 +24,12 @@ from amlp.data.augment import apply_views, random_views, step_generator
 from amlp.data.shards import ShardedSplit, Stats, cases_digest, read_stats
 from amlp.errors import UserError
 from amlp.files import write_json
+from amlp.layout import EncoderFolder
 from amlp.method.losses import ramp, target_width
 from amlp.method.objective import amlp_loss
 from amlp.method.ratio import masking_ratio
 from amlp.method.sampling import choose_patches
-from amlp.models.checkpoint import SCORES, SCORES_OF, InputStats, save_encoder
+from amlp.models.checkpoint import InputStats, save_encoder
 from amlp.models.encoder import EncoderPlan
 from amlp.models.mae import MaskedAutoencoder
 from amlp.params import MpsParams, Params, PretrainParams
@@ -82,14 +83,15 @@ def pretrain(*, params: Params, shards: Path | str, out: Path | str, state: Path
         launch(_loop, config, workers=settings.num_workers, folder=f"{absolute(state)}/ray/pretrain-{digest}")
         end = training.finished(settings.epochs)
         metrics = _metrics(end)
-        with output_dir(out) as folder:
+        with output_dir(out) as path:
+            folder = EncoderFolder(path)
             model = build_model(plan, settings)
             model.load_state_dict(end["average"])
-            save_encoder(folder / "encoder.pt", model.encoder, inputs)
-            write_json(folder / "metrics.json", metrics)
+            save_encoder(folder.weights, model.encoder, inputs)
+            write_json(folder.metrics, metrics)
             _write_scores(folder, end, settings, ShardedSplit.open(shards, "train"))
             _write_tables(folder, end)
-            _draw(folder / "pictures", end["monitor"]["snapshots"], plan, settings)
+            _draw(folder.pictures, end["monitor"]["snapshots"], plan, settings)
         training.discard()
     logger.info(
         f"Wrote {out}: encoder after {metrics['steps']} steps, reconstruction error {metrics['reconstruction']:.4f}."
@@ -234,20 +236,20 @@ def _metrics(end: dict[str, Any]) -> dict[str, Any]:
     return metrics | {name: value for name, value in probe.items() if not math.isnan(value)}
 
 
-def _write_tables(folder: Path, end: dict[str, Any]) -> None:
-    pd.DataFrame(end["history"]).to_csv(folder / "history.csv", index=False)
+def _write_tables(folder: EncoderFolder, end: dict[str, Any]) -> None:
+    pd.DataFrame(end["history"]).to_csv(folder.history, index=False)
     table = pd.DataFrame(end["steps"], columns=["ratio", "loss", "reconstruction", "rrl", "ccl", "grad_norm"])
-    table.rename_axis("step").to_csv(folder / "steps.csv")
-    pd.DataFrame(end["system"]).to_csv(folder / "system.csv", index=False)
+    table.rename_axis("step").to_csv(folder.steps)
+    pd.DataFrame(end["system"]).to_csv(folder.system, index=False)
     # DVC's plots leave out "nan", and take an empty cell for 0.
-    pd.DataFrame(end["monitor"]["rows"]).to_csv(folder / "diagnostics.csv", index=False, na_rep="nan")
+    pd.DataFrame(end["monitor"]["rows"]).to_csv(folder.diagnostics, index=False, na_rep="nan")
 
 
-def _write_scores(folder: Path, end: dict[str, Any], settings: PretrainParams, train: ShardedSplit) -> None:
+def _write_scores(folder: EncoderFolder, end: dict[str, Any], settings: PretrainParams, train: ShardedSplit) -> None:
     # An encoder that was trained without categories brings none.
     used = settings.mps.enabled or settings.ccl.enabled
-    np.save(folder / SCORES, end["scores"].numpy() * np.float32(used))
-    write_json(folder / SCORES_OF, {"cases": cases_digest(train.index)})
+    np.save(folder.scores, end["scores"].numpy() * np.float32(used))
+    write_json(folder.scores_of, {"cases": cases_digest(train.index)})
 
 
 def _draw(folder: Path, snapshots: list[dict[str, Any]], plan: EncoderPlan, settings: PretrainParams) -> None:

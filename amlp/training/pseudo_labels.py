@@ -18,7 +18,7 @@ from torch import Tensor
 from amlp.data.shards import ShardedSplit, cases_digest
 from amlp.errors import UserError
 from amlp.files import read_json
-from amlp.models.checkpoint import SCORES, SCORES_OF
+from amlp.layout import EncoderFolder
 from amlp.params import FinetuneParams
 from amlp.storage import read, write
 from amlp.training.launch import launch
@@ -42,8 +42,8 @@ def pseudo_labels(settings: FinetuneParams, shards: Path, encoder: Path | None) 
     train = ShardedSplit.open(shards, "train")
     if settings.categories == "clusters":
         maps = train.scores(np.arange(len(train)))
-    elif settings.categories == "pretrained" and encoder and (encoder / SCORES).is_file():
-        maps, file = np.load(encoder / SCORES), encoder / SCORES_OF
+    elif settings.categories == "pretrained" and encoder and EncoderFolder(encoder).scores.is_file():
+        maps, file = np.load(EncoderFolder(encoder).scores), EncoderFolder(encoder).scores_of
         if not file.is_file() or read_json(file)["cases"] != cases_digest(train.index):
             raise UserError(
                 f"{file}: the categories beside it are not those of the {len(train)} training images in {shards}, row "
@@ -67,7 +67,7 @@ def run(config: dict[str, Any], maps: np.ndarray, settings: FinetuneParams, reco
     Returns:
         The last checkpoint.
     """
-    file, buffer = f"{config['state']}/{SCORES}", io.BytesIO()
+    file, buffer = f"{config['state']}/labels.npy", io.BytesIO()
     np.save(buffer, maps)
     write(file, buffer.getbuffer())
     own = config | {"state": config["start"], "pseudo_labels": file}

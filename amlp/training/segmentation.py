@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from amlp.data.augment import apply_views, jitter_intensity, random_views, step_generator
 from amlp.data.shards import ShardedSplit
+from amlp.layout import EncoderFolder
 from amlp.models.checkpoint import InputStats, transfer_encoder
 from amlp.models.encoder import EncoderPlan
 from amlp.models.segmenter import Segmenter, build_network
@@ -65,7 +66,7 @@ class Setup:
         model = build_network(self.settings.network, self.plan, self.settings.channels)
         if self.encoder:
             assert isinstance(model, Segmenter), "finetune() refuses an encoder for another network"
-            transfer_encoder(self.encoder / "encoder.pt", model.encoder, min_matched=self.settings.min_matched)
+            transfer_encoder(EncoderFolder(self.encoder).weights, model.encoder, min_matched=self.settings.min_matched)
         return model.to(self.worker.device)
 
     def session(

@@ -50,7 +50,16 @@ UNSEEN = {
     "report": ["reporting/templates/report.html.j2"],
 }
 # What these hold cannot change a stage's result, and every stage would depend on them. params.py: DVC sees the values.
-SHARED = {"amlp.environment", "amlp.errors", "amlp.files", "amlp.logs", "amlp.params", "amlp.progress", "amlp.storage"}
+SHARED = {
+    "amlp.environment",
+    "amlp.errors",
+    "amlp.files",
+    "amlp.layout",
+    "amlp.logs",
+    "amlp.params",
+    "amlp.progress",
+    "amlp.storage",
+}
 
 
 def module_file(module: str) -> Path | None:

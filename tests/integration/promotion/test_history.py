@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 from amlp.cli import main
 from amlp.errors import UserError
 from amlp.models.predictor import Predictor
-from amlp.promotion import promote
 from amlp.promotion.ledger import Overtaken, ledger_name, read_history
 from amlp.promotion.promote import Candidate, conclude, rollback
 from amlp.registry.register import register
 from amlp.registry.tracking import connect
+from amlp.registry.weights import fetch_segmenter
 from devtools.servers import MlflowServer
 from tests.integration.registry.test_server import account, environment_of
 from tests.support.stage_outputs import write_stage_outputs
@@ -189,7 +189,7 @@ def test_a_promotion_killed_at_any_write_is_finished_or_never_was(
         repaired += "Repaired: champion was version 1, is version 2" in told.err
         # It loads, whoever it is.
         version = client.get_model_version_by_alias(name, "champion")
-        Predictor.load(promote._download(version, tmp_path / f"champion-{point}"))
+        Predictor.load(fetch_segmenter(version, tmp_path / f"champion-{point}"))
         # And the promotion can be made again.
         conclude(client, candidate, verdict(registered, candidate), reference="1")
         assert aliases(client, name) == {"champion": "2", "previous_champion": "1"}

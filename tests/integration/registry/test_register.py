@@ -24,8 +24,8 @@ from amlp.models.predictor import Predictor
 from amlp.params import Params, parse_params
 from amlp.registry.register import STAGES, register
 from amlp.registry.tracking import connect, resolve_uri
+from amlp.registry.weights import segmenter_weights
 from amlp.reporting.report import report
-from amlp.serving.weights import segmenter_weights
 from tests.support.stage_outputs import write_stage_outputs
 
 PARAMS = Params()

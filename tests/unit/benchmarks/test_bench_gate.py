@@ -31,4 +31,6 @@ def test_the_document_holds_the_table_that_was_measured(project: Path) -> None:
     figures = read_json(project / "benchmarks/results/gate.json")["figures"]
     titles = [scenario.title for scenario in (*NO_GAIN, *GAIN, *HARM)]
     assert sorted(figures) == sorted(titles)
-    assert table({title: figures[title] for title in titles}) in (project / "docs/gate.md").read_text(encoding="utf-8")
+    assert table({title: figures[title] for title in titles}) in (project / "docs/explanation/gate.md").read_text(
+        encoding="utf-8"
+    )

@@ -30,8 +30,8 @@ PROD_ONLY = {
 
 
 def secret_table(project: Path) -> set[tuple[str, str, str]]:
-    """The Secrets and keys that k8s/README.md tells people to make."""
-    text = (project / "k8s/README.md").read_text(encoding="utf-8")
+    """The Secrets and keys that docs/how-to/cluster.md tells people to make."""
+    text = (project / "docs/how-to/cluster.md").read_text(encoding="utf-8")
     table = re.search(r"^Secrets that must exist.*?\n\n(.*?)\n\n", text, flags=re.MULTILINE | re.DOTALL)
     assert table
     rows = re.findall(r"^\| `(amlp-[\w-]+)` \| (.*?) \|", table[1], flags=re.MULTILINE)

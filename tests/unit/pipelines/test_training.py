@@ -202,7 +202,7 @@ def test_what_pods_take_from_the_namespace_is_there(
     text = (project / "k8s/base/runs/kustomization.yaml").read_text(encoding="utf-8")
     settings = next(one for one in yaml.safe_load(text)["configMapGenerator"] if one["name"] == "amlp-settings")
     known = {literal.partition("=")[0] for literal in settings["literals"]}
-    manual = (project / "k8s/README.md").read_text(encoding="utf-8")
+    manual = (project / "docs/how-to/cluster.md").read_text(encoding="utf-8")
     for pod in pods.values():
         [config] = [one for one in pod["configMapAsVolume"] if one["configMapName"] == "amlp-settings"]
         assert "MLFLOW_TRACKING_URI" in known and config["optional"]

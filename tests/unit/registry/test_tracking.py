@@ -12,9 +12,9 @@ from amlp.registry.tracking import (
     finished_run,
     flatten,
     import_mlflow,
+    mlflow_uri,
     reopened_run,
     resolve_uri,
-    tracking_address,
     valid_name,
 )
 
@@ -25,12 +25,15 @@ def test_sqlite_file_starts_from_the_root(tmp_path: Path) -> None:
     assert resolve_uri("http://mlflow:5000", tmp_path) == "http://mlflow:5000"
 
 
-def test_injected_run_brings_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    assert tracking_address("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
-    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)
-    assert tracking_address("sqlite:///mlflow.db") == "http://mlflow:5000"
+def test_the_command_line_comes_before_the_variable_and_that_before_the_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert mlflow_uri() == "sqlite:///mlflow.db"
+    assert mlflow_uri("http://inside:5000") == "http://inside:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    assert mlflow_uri("http://inside:5000") == mlflow_uri() == "http://localhost:5000"
+    assert mlflow_uri("http://inside:5000", given="http://other:5000") == "http://other:5000"
 
 
 def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:

@@ -17,9 +17,9 @@ from amlp.errors import UserError
 from amlp.files import sha256
 from amlp.models.predictor import Predictor
 from amlp.params import PhantomParams
+from amlp.registry.weights import Weights
 from amlp.serving import export
 from amlp.serving.export import OPSET, TOLERANCE, export_onnx, native_probability
-from amlp.serving.weights import Weights
 from tests.support.stage_outputs import write_stage_outputs
 
 # PyTorch's exporter is slow to start.
@@ -72,7 +72,7 @@ def test_onnx_runtime_gives_the_predictor_s_masks(weights: Weights, pictures: li
 def test_the_lines_in_the_documentation_give_the_predictor_s_mask(
     project: Path, weights: Weights, pictures: list[Path], exported: Path
 ) -> None:
-    text = (project / "docs/serving.md").read_text(encoding="utf-8")
+    text = (project / "docs/how-to/use-a-segmenter.md").read_text(encoding="utf-8")
     [code] = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "onnxruntime" in block]
     for path in pictures:
         program = code.replace('"segmenter.onnx"', repr(str(exported))).replace('"image.png"', repr(str(path)))

@@ -21,8 +21,8 @@ from amlp.errors import UserError
 from amlp.evaluation.overlays import PREDICTED_COLOUR
 from amlp.files import read_json, sha256
 from amlp.models.predictor import Predictor
+from amlp.registry.weights import Weights
 from amlp.serving.predict import BATCH, COLUMNS, JOURNAL, OVERLAY_SIDE, predict_folder
-from amlp.serving.weights import Weights
 from tests.support.stage_outputs import write_stage_outputs
 
 RANDOM = np.random.default_rng(0)

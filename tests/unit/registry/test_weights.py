@@ -6,7 +6,7 @@ import pytest
 
 from amlp.errors import UserError
 from amlp.files import sha256
-from amlp.serving.weights import segmenter_weights
+from amlp.registry.weights import segmenter_weights
 
 
 def test_a_file_or_its_folder_is_taken(tmp_path: Path) -> None:
