@@ -135,8 +135,7 @@ bench-gate: setup ## simulate how often the promotion gate promotes
 	python -m benchmarks.bench_gate
 
 pipeline-local: setup ## run the Kubeflow pipeline here, with S3, PostgreSQL and MLflow: make pipeline-local DATA=folder
-	rm -rf workspaces/local
-	python -m devtools.local $(if $(filter-out file undefined,$(origin DATA)),--data "$(DATA)")
+	python -m devtools.local --replace $(if $(filter-out file undefined,$(origin DATA)),--data "$(DATA)")
 
 images: ## build the container images, tagged by the commit
 	@docker info > /dev/null || { echo "no Docker daemon answers: nothing was built" >&2; exit 2; }

@@ -30,6 +30,8 @@ RECORD = "AMLP_RECORD"
 SETTINGS_FOLDER = Path("/etc/amlp-settings")
 # Set in a pipeline's tasks: a folder that lives as long as the task, further tries included.
 STATE = "AMLP_STATE"
+# Set by a pipeline's task: its name, for log lines in JSON.
+TASK = "AMLP_TASK"
 # Set in a task that launches a RayJob: its own pod.
 POD_NAME, POD_UID = "AMLP_POD_NAME", "AMLP_POD_UID"
 

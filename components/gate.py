@@ -24,6 +24,7 @@ def gate(
         data_rev: commit of the images; empty for generated ones.
     """
     import json
+    import logging
     from pathlib import Path
     from typing import Any
 
@@ -36,13 +37,15 @@ def gate(
     from amlp.registry.registration import Registration
     from amlp.registry.tracking import connect
 
+    logger = logging.getLogger("components.gate")
+
     registered = Registration.read(Path(registration.path))
     candidate = promote.Candidate.registered(registered)
     thresholds = parse_params(json.loads(params), "gate_params").gate
 
     def decide() -> tuple[dict[str, Any], bool]:
         reference = promote.find_reference(client, candidate)
-        print(f"The candidate has to beat {f'version {reference}' if reference else 'the model from scratch'}.")
+        logger.info(f"The candidate has to beat {f'version {reference}' if reference else 'the model from scratch'}.")
         found = promote.decided_before(
             client, candidate, reference=reference, params=thresholds, scratch=Path(scratch.path)
         )
@@ -66,18 +69,18 @@ def gate(
             record, before = decide()
         except Overtaken as error:
             # Another run's candidate is champion since: it is the one to beat.
-            print(f"{error}\nJudging again.")
+            logger.info(f"{error}\nJudging again.")
             record, before = decide()
         promote.settle(client, candidate.name)
     write_json(Path(decision.path), record)
     decision.metadata.update({key: record[key] for key in ("outcome", "reason", "explanation")})
     said = f"{record['outcome']} ({record['reason']}): {record['explanation']}"
-    print(f"{said}{' As decided before.' if before else ''}")
+    logger.info(f"{said}{' As decided before.' if before else ''}")
     if record["reason"] == "unreadable_model":
         # Storage that does not answer looks the same.
         raise UserError(said)
     where = RegisterParams(tracking_uri=registered.tracking_uri, experiment=registered.experiment)
     tags = {**registered.source, "source_rev": data_rev}
     run_id = record_success(params=where, tags={name: value for name, value in tags.items() if value})
-    print(f"Recorded in MLflow run {run_id}")
+    logger.info(f"Recorded in MLflow run {run_id}")
     return str(record["outcome"])

@@ -17,9 +17,12 @@ def pull_data(repo: str, rev: str, path: str) -> NamedTuple("Version", [("uri", 
         rev: commit, branch or tag.
         path: of the folder in the repository.
     """
+    import logging
     from typing import NamedTuple
 
     from amlp.data.versions import resolve_version
+
+    logger = logging.getLogger("components.pull_data")
 
     class Version(NamedTuple):
         uri: str
@@ -29,5 +32,5 @@ def pull_data(repo: str, rev: str, path: str) -> NamedTuple("Version", [("uri", 
     if not repo:
         return Version("", "", "")
     found = resolve_version(repo=repo, rev=rev, path=path)
-    print(f"{path} at commit {found.commit}: {found.md5}, {found.uri}")
+    logger.info(f"{path} at commit {found.commit}: {found.md5}, {found.uri}")
     return Version(found.uri, found.md5, found.commit)

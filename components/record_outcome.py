@@ -13,9 +13,12 @@ def record_outcome(params: str, data_rev: str, git_commit: str, status: Pipeline
         params: JSON of all parameters.
     """
     import json
+    import logging
 
     from amlp.params import parse_params
     from amlp.registry.outcome import record_outcome
+
+    logger = logging.getLogger("components.record_outcome")
 
     settings = parse_params(json.loads(params), "params")
     tags = {"source_rev": data_rev, "git_commit": git_commit}
@@ -25,4 +28,4 @@ def record_outcome(params: str, data_rev: str, git_commit: str, status: Pipeline
         message=status.error_message or "",
         tags={name: value for name, value in tags.items() if value},
     )
-    print(f"Kubeflow says {status.state}; recorded as {outcome} in MLflow run {run_id}")
+    logger.info(f"Kubeflow says {status.state}; recorded as {outcome} in MLflow run {run_id}")

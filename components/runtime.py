@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import re
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,9 +25,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from amlp.environment import SETTINGS_FOLDER, STATE, quiet
+from amlp import logs
+from amlp.environment import SETTINGS_FOLDER, STATE, TASK, quiet
 from amlp.errors import UserError, is_transient
 from components.contents import check_inputs, describe_outputs
+
+# By name: run as a command, this module is called __main__.
+logger = logging.getLogger("components.runtime")
 
 # Seconds before the second and the third try.
 PAUSES = (15.0, 60.0)
@@ -94,7 +98,8 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
     """
     load_settings()
     quiet()
-    task = name.replace("_", "-")
+    task = os.environ[TASK] = name.replace("_", "-")
+    logs.configure()
     with tempfile.TemporaryDirectory() as state, _asked_to_end():
         # Of trainings without a place in S3: for the next try in this pod.
         os.environ[STATE] = state
@@ -108,7 +113,7 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
         for argument, metadata in ended.metadata.items():
             inputs[argument].metadata.update(metadata)
         return ended.result
-    print(f"amlp: {ended.message}", file=sys.stderr, flush=True)
+    logger.error(f"amlp: {ended.message}")
     _record(task, ended)
     raise SystemExit(2 if ended.end == "mistake" else 1)
 
@@ -124,7 +129,7 @@ def tried(call: Callable[[], Attempt], task: str, *, sleep: Callable[[float], No
         if ended.end in ("ok", "mistake", "error") or (short and ended.end == "memory"):
             return ended
         short = ended.end == "memory"
-        print(f"{task}: {ended.message}\nThis may pass: trying again in {pause:.0f} s.", file=sys.stderr, flush=True)
+        logger.warning(f"{task}: {ended.message}\nThis may pass: trying again in {pause:.0f} s.")
         sleep(pause)
     return call()
 
@@ -166,6 +171,8 @@ def attempt(module: str, name: str, inputs: Mapping[str, Any]) -> Attempt:
 
 def _child(module: str, name: str, inputs: Mapping[str, Any], sender: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Where processes are not forked, this one starts without.
+    logs.configure()
     with suppress(OSError):
         # This process and not the one that watches it is ended when memory lacks.
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -184,7 +191,7 @@ def _child(module: str, name: str, inputs: Mapping[str, Any], sender: Connection
         elif isinstance(error, UserError):
             sender.send(Attempt("mistake", message))
         else:
-            traceback.print_exc()
+            logger.exception(message)
             sender.send(Attempt("error", message))
 
 
@@ -259,7 +266,7 @@ def _record(task: str, ended: Attempt) -> None:
     try:
         record_error(task=task, message=ended.message, kind=ended.end)
     except Exception as second:
-        print(f"{task}: the error could not be written to MLflow: {_said(second)}", file=sys.stderr, flush=True)
+        logger.error(f"{task}: the error could not be written to MLflow: {_said(second)}")
 
 
 def _said(error: BaseException) -> str:

@@ -13,9 +13,10 @@ import argparse
 import json
 import math
 import os
+import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amlp import logs
 from amlp.environment import PIPELINE_RUN, QUIET
 from amlp.errors import UserError
 from amlp.files import read_json
 from amlp.layout import EvaluationFolder, RunFolder
 from amlp.params import Params, PhantomParams, load_params, parse_params
-from devtools.servers import MlflowServer, S3Server, mlflow_server, postgres, seaweedfs
+from devtools.servers import MlflowServer, S3Server, mlflow_server, postgres, running, seaweedfs
 from pipelines.arguments import DataSource, pipeline_arguments
 
 PROJECT = Path(__file__).parents[1]
@@ -41,9 +43,9 @@ from kfp import local
 from pipelines.training import training
 
 warnings.filterwarnings("ignore", "You may be attemping", RuntimeWarning)  # no "python" in the image's name
-runner, (root, cache) = local.SubprocessRunner(use_venv=False), sys.argv[1:]
+runner, (root, cache, arguments) = local.SubprocessRunner(use_venv=False), sys.argv[1:]
 local.init(runner, pipeline_root=root, enable_caching=True, cache_root=cache)
-training(**json.load(sys.stdin))
+training(**json.loads(arguments))
 """
 
 
@@ -73,15 +75,14 @@ class LocalKubeflow:
         """
         root = self.folder / "outputs"
         before, run_id = set(root.glob("*")), uuid.uuid4().hex
-        done = subprocess.run(
-            [sys.executable, "-c", _RUN, str(root), str(self.folder / "cache")],
-            input=json.dumps(arguments), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(PROJECT), **self.environment, PIPELINE_RUN: run_id},
-        )  # fmt: skip
         log = self.folder / f"{run_id}.log"
-        log.write_text(done.stdout, encoding="utf-8")
-        if done.returncode:
-            raise UserError(f"The pipeline failed; {log} ends with:\n{done.stdout[-4000:]}")
+        code, said = _finished(
+            [sys.executable, "-c", _RUN, str(root), str(self.folder / "cache"), json.dumps(arguments)],
+            log=log, cwd=self.folder,
+            environment={"PYTHONPATH": str(PROJECT), **self.environment, PIPELINE_RUN: run_id},
+        )  # fmt: skip
+        if code:
+            raise UserError(f"The pipeline failed; {log} ends with:\n{said[-4000:]}")
         # A task writes this file at its end.
         new = [file for folder in set(root.glob("*")) - before for file in folder.rglob("executor_output.json")]
         return run_id, {file.parent.name: file.parent for file in new}
@@ -159,14 +160,22 @@ class DataRepository:
         return self.git("rev-parse", "HEAD")
 
 
+def _finished(command: Sequence[str], *, log: Path, cwd: Path, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run a command to its end; return its exit code and what it printed.
+
+    Where this process is interrupted first, the command ends with all processes that it started.
+    """
+    with running(command, log=log, cwd=cwd, environment={**os.environ, **QUIET, **environment}) as process:
+        code = process.wait()
+    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
 def _called(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> str:
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **QUIET, **environment}, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    if done.returncode:
-        raise UserError(f"`{' '.join(command)}` failed:\n{done.stdout[-4000:]}")
-    return done.stdout.strip()
+    with tempfile.TemporaryDirectory() as folder:
+        code, said = _finished(command, log=Path(folder, "log"), cwd=cwd, environment=environment)
+    if code:
+        raise UserError(f"`{' '.join(command)}` failed:\n{said[-4000:]}")
+    return said.strip()
 
 
 @contextmanager
@@ -185,8 +194,6 @@ def _show(title: str) -> None:
 
 def _run(folder: Path, params: Params, images: Path | None) -> bool:
     """Do all of it below `folder`; returns whether everything was as it must be."""
-    import shutil
-
     from amlp.registry.lineage import code_version
 
     commit, dirty = code_version(PROJECT)
@@ -298,28 +305,53 @@ def _dvc_repro(workspace: Path, params: Params, data: Path) -> dict[str, float]:
     return metrics
 
 
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Give the processes that start from here a folder for temporary files, removed at the end: they may be killed."""
+    with tempfile.TemporaryDirectory(prefix="amlp-", ignore_cleanup_errors=True) as folder:
+        before = os.environ.get("TMPDIR")
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("TMPDIR")
+            if before is not None:
+                os.environ["TMPDIR"] = before
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it and return the exit code: 0 when every check held, 1 when not, 2 for what the user can mend."""
+    """Run it and return the exit code: 0 when every check held, 1 when not, 2 for a user's mistake, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m devtools.local", description=__doc__)
     parser.add_argument("--out", type=Path, default=PROJECT / "workspaces" / "local", metavar="PATH",
-                        help="folder that gets all of it, made anew (default: workspaces/local)")  # fmt: skip
+                        help="folder that gets all of it (default: workspaces/local)")  # fmt: skip
+    parser.add_argument("--replace", action="store_true", help="remove that folder first, if it is there")
     parser.add_argument("--recipe", type=Path, default=PROJECT / "recipes" / "tiny.yaml", metavar="PATH")
     parser.add_argument(
         "--data", type=Path, metavar="PATH", help="images with masks, a folder a class (default: drawn)"
     )
     args = parser.parse_args(argv)
+    logs.configure()
     # The servers are stopped on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        if args.out.exists():
-            raise UserError(f"{args.out}: exists; remove it, or name another folder by --out.")
+        if args.out.exists() and not args.replace:
+            raise UserError(f"{args.out}: exists; remove it by --replace, or name another folder by --out.")
         if args.data and not args.data.is_dir():
             raise UserError(f"{args.data}: not found. --data names the folder that holds the images.")
+        if args.data and args.data.resolve().is_relative_to(args.out.resolve()):
+            raise UserError(f"--data {args.data}: lies in {args.out}, which is replaced; move the images elsewhere.")
+        params = load_params(args.recipe)
+        if args.out.exists():
+            shutil.rmtree(args.out)
         args.out.mkdir(parents=True)
-        holds = _run(args.out.resolve(), load_params(args.recipe), args.data)
+        with _temporary_files():
+            holds = _run(args.out.resolve(), params, args.data)
     except UserError as error:
         print(f"devtools.local: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("devtools.local: interrupted", file=sys.stderr)
+        return 130
     print(f"\nAll files are in {args.out}.")
     return 0 if holds else 1
 

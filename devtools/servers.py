@@ -26,7 +26,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -209,11 +209,26 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     options += ["-s3.autoCreateBucket=false"]
     log = folder / "seaweedfs.log"
     # Killed, for asked politely it takes 15 s.
-    with running(
-        [weed, "-logtostderr=true", "server", *options], log=log, cwd=folder, environment=_environment_without("AWS_")
-    ) as process:
+    with (
+        _without_sockets(ports.values()),
+        running(
+            [weed, "-logtostderr=true", "server", *options], log=log, cwd=folder,
+            environment=_environment_without("AWS_"),
+        ) as process,
+    ):  # fmt: skip
         wait_for(lambda: answers(server.endpoint), name="SeaweedFS", process=process, log=log)
         yield server
+
+
+@contextmanager
+def _without_sockets(ports: Collection[int]) -> Iterator[None]:
+    """Remove the sockets that SeaweedFS leaves in /tmp, whatever TMPDIR says; a port is in each name."""
+    try:
+        yield
+    finally:
+        for port in ports:
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amlp import logs
 from amlp.environment import COMMIT_VARIABLE, quiet
 from amlp.errors import UserError, without_credentials
 from pipelines.runs import ENDED, as_json, message_of, rows_of
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from amlp.cluster.training import ClusterParams
     from amlp.params import RegisterParams
     from pipelines.resources import Resources
+
+# By name: run as a command, this module is called __main__.
+logger = logging.getLogger("pipelines.__main__")
 
 # Where Kubeflow's API wants a token, it is read from here: a command line can be seen by others.
 TOKEN_VARIABLE = "AMLP_KUBEFLOW_TOKEN"
@@ -152,7 +157,7 @@ def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
     pairs = dict(word.partition("=")[::2] for word in words)
-    if not all(pairs.values()) or len(pairs) < len(words):
+    if not all({*pairs, *pairs.values()}) or len(pairs) < len(words):
         raise UserError(f"--node-selector {' '.join(words)}: expected KEY=VALUE.")
     return pairs
 
@@ -283,11 +288,11 @@ def _submit(args: argparse.Namespace) -> int:
             if code == 0 or not left or end_of(run) != "FAILED":
                 return code
             if hopeless := _hopeless(why, last):
-                print(f"Not submitted again: {hopeless}.", file=sys.stderr)
+                logger.warning(f"Not submitted again: {hopeless}.")
                 return code
             cache = "finished tasks come from the cache" if fixed["cached"] else "without the cache"
             fresh = f", but for {', '.join(args.fresh)} and what follows" if fixed["cached"] and args.fresh else ""
-            print(f"Submitting again, {left} times at most; {cache}{fresh}.", file=sys.stderr)
+            logger.warning(f"Submitting again, {left} times at most; {cache}{fresh}.")
             left -= 1
 
 
@@ -363,7 +368,7 @@ def _watch(client: Any, run_id: str, args: argparse.Namespace) -> dict[str, Any]
             if status and status < 500:
                 raise
             if away is None:
-                print(f"Kubeflow does not answer, trying again: {status or error}", file=sys.stderr, flush=True)
+                logger.warning(f"Kubeflow does not answer, trying again: {status or error}")
                 away = time.monotonic()
             if time.monotonic() - away >= OUTAGE:
                 raise
@@ -373,7 +378,7 @@ def _watch(client: Any, run_id: str, args: argparse.Namespace) -> dict[str, Any]
                 # Not its time, which changes at each look.
                 state = f"{row.state}{', from the cache' if row.cached else ''}"
                 if seen.get(row.task) != state and not args.json:
-                    print(f"{row.task}: {state}", flush=True)
+                    logger.info(f"{row.task}: {state}")
                 seen[row.task] = state
             if run.get("state") in ENDED:
                 return run
@@ -496,11 +501,13 @@ def _sync(args: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `amlp-pipelines`."""
     parser = argparse.ArgumentParser(prog="amlp-pipelines", description=__doc__.split(": ", 1)[1].capitalize())
+    logs.add_options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         added.set_defaults(run_command=run)
+        logs.add_options(added)
         return added
 
     def whole(text: str) -> int:
@@ -586,15 +593,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for what the user can mend."""
+    """Run the command line and return its exit code: 2 for what the user can mend, 130 when interrupted."""
     quiet()
     args = build_parser().parse_args(argv)
+    logs.configure_by(args)
     try:
         code: int = args.run_command(args)
         sys.stdout.flush()
     except UserError as error:
-        print(f"amlp-pipelines: {error}", file=sys.stderr)
+        logger.error(f"amlp-pipelines: {error}")
         return 2
+    except KeyboardInterrupt:
+        print("amlp-pipelines: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader has what it wanted, as `head` does; Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from amlp import logs
 from amlp.environment import quiet
 from devtools.servers import MlflowServer, PostgresServer, S3Server, mlflow_server, postgres, seaweedfs
 from tests.support.servers import or_skip
 
 # Before anything imports ray, mlflow, great_expectations or matplotlib.
 quiet()
+# As every command line does.
+logs.configure()
 os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has a core, not all of them.

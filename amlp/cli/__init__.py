@@ -7,14 +7,22 @@ the parameters are read, so that their mistakes are told at once.
 from __future__ import annotations
 
 import argparse
+import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
+from amlp import logs
 from amlp.cli import project, registry, serving, stages, study
 from amlp.cli.arguments import Commands
 from amlp.environment import quiet
 from amlp.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Commands of earlier versions, and what to run instead.
 _RETIRED = {"workspace": "amlp init PROJECT [--data FOLDER] [--recipe NAME]"}
@@ -50,10 +58,36 @@ def build_parser() -> argparse.ArgumentParser:
         "`amlp COMMAND --help` shows a command's paths.",
     )
     parser.add_argument("-V", "--version", action=_Version)
+    logs.add_options(parser)
     commands = Commands(parser)
     for part in (stages, registry, serving, project, study):
         part.add_to(commands)
     return parser
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Let SIGTERM end a command with exit code 143 as Ctrl-C does, by an exception, so that temporary files go.
+
+    Of both signals, as a study sends them to its stages, the second SIGTERM does not disturb the end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Python allows signal handlers in the main thread alone.
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,10 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     args = build_parser().parse_args(words)
     quiet()
+    logs.configure_by(args)
     try:
-        code: int | None = args.run(args)
+        with _ending():
+            code: int | None = args.run(args)
     except UserError as error:
-        print(f"amlp: {error}", file=sys.stderr)
+        logger.error(f"amlp: {error}")
         return 2
     except KeyboardInterrupt:
         print("amlp: interrupted", file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amlp import logs
 from amlp.layout import RunFolder
 from amlp.storage import is_remote
 
@@ -41,6 +42,7 @@ class Commands:
     def command(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
         added = self._added.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
+        logs.add_options(added)
         return added
 
     def stage(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:

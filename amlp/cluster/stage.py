@@ -16,16 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from amlp import logs
 from amlp.environment import check_code, quiet
 from amlp.errors import UserError, is_transient
 from amlp.params import Params, parse_params
 from amlp.storage import check_storage, pin, read, write
+
+# By name: run as a command, this module is called __main__.
+logger = logging.getLogger("amlp.cluster.stage")
 
 STAGES = ("pretrain", "finetune", "scratch")
 
@@ -109,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (args.stage == "finetune") != bool(args.encoder):
         parser.error("finetune needs --encoder, and the other stages take none")
     quiet()
+    logs.configure()
     try:
         if args.error and (before := StageError.read(args.error)) and before.kind == "user":
             raise UserError(before.message)
@@ -129,9 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         found = StageError.of(error)
         if found.kind == "user":
-            print(f"amlp: {error}", file=sys.stderr)
+            logger.error(f"amlp: {error}")
         else:
-            traceback.print_exc()
+            logger.exception(f"amlp: {found.message}")
         if args.error:
             write(args.error, json.dumps(asdict(found)).encode())
         return 2 if found.kind == "user" else 1

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from amlp import logs
 from amlp.cluster.rayjob import GROUP, OWNER_LABEL, PLURAL, VERSION, connect
 from amlp.errors import UserError, is_transient
+
+# By name: run as a command, this module is called __main__.
+logger = logging.getLogger("amlp.cluster.sweep")
 
 # Seconds between two looks.
 PAUSE = 20.0
@@ -101,20 +106,21 @@ def main(argv: Sequence[str] | None = None, *, sleep: Callable[[float], None] = 
     parser.add_argument("--once", action="store_true", help="look once and end")
     parser.add_argument("--host", default="", help="of the API server, without credentials (default: as kubectl)")
     args = parser.parse_args(argv)
+    logs.configure()
     try:
         api = connect(args.host)
     except UserError as error:
-        print(f"amlp: {error}", file=sys.stderr)
+        logger.error(f"amlp: {error}")
         return 2
-    print(f"Looking for RayJobs whose task has ended in namespace {args.namespace}", flush=True)
+    logger.info(f"Looking for RayJobs whose task has ended in namespace {args.namespace}")
     while True:
         try:
             for line in sweep(api, args.namespace):
-                print(line, flush=True)
+                logger.info(line)
         except Exception as error:
             # A server that starts or is away: the next look may succeed. A missing right is no such thing, but it may
             # be granted, and to end here would only be to be started again.
-            print(f"{'This may pass' if is_transient(error) else 'Failed'}: {error}", file=sys.stderr, flush=True)
+            logger.error(f"{'This may pass' if is_transient(error) else 'Failed'}: {error}")
             if args.once:
                 return 1
         if args.once:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from amlp.cluster.rayjob.request import Deadlines, JobRequest
 from amlp.environment import PIPELINE_RUN, POD_NAME, POD_UID, STATE
 from amlp.errors import UserError
 from amlp.params import Count, Params, PositiveFloat, Section
@@ -30,6 +31,10 @@ def _text(value: object) -> object:
 _MORE_THAN_0 = r"([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)"
 Cpu = Annotated[str, Field(pattern=rf"^({_MORE_THAN_0}|[1-9][0-9]*m)$"), BeforeValidator(_text)]
 Memory = Annotated[str, Field(pattern=rf"^{_MORE_THAN_0}([KMGT]i|[kMGT])$")]
+# A label's name, with a domain before it or without.
+LabelName = Annotated[
+    str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
+]
 # From a minute to a year.
 Hours = Annotated[PositiveFloat, Field(ge=1 / 60, le=8760)]
 
@@ -60,11 +65,11 @@ class ClusterParams(Section):
     queue: str = ""
     # Of each worker of a Ray cluster, or of a training's pod.
     gpus: Count = 0
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: dict[LabelName, str] = Field(default_factory=dict)
     tolerations: list[dict[str, Any]] = Field(default_factory=list)
     # Of one try; a task that is tried again has as long again.
-    deadline_hours: Hours = 24.0
-    start_minutes: PositiveFloat = 60.0
+    deadline_hours: Hours = Deadlines.total / 3600
+    start_minutes: PositiveFloat = Deadlines.pre_running / 60
 
     @model_validator(mode="after")
     def _whole(self) -> ClusterParams:
@@ -129,7 +134,6 @@ def run_training(
 def _run_as_rayjob(
     *, stage: str, params: Params, shards: Path, encoder: Path | None, out: Path, cluster: ClusterParams
 ) -> None:
-    from amlp.cluster.rayjob import Deadlines, JobRequest
     from amlp.cluster.remote import run_as_rayjob
 
     run_id = os.environ.get(PIPELINE_RUN)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +24,8 @@ from amlp.files import atomic_dir, write_json
 from amlp.layout import IngestFolder
 from amlp.params import IngestParams
 from amlp.progress import progress
+
+logger = logging.getLogger(__name__)
 
 # Jobs handed out at a time: what waits in memory stays small, however many there are.
 WINDOW = 64
@@ -129,11 +131,11 @@ def _judge(listing: Listing, problems: list[Problem], cases: int, params: Ingest
         advice = f"Nothing was written. Mend or remove these files, or raise ingest.tolerance ({params.tolerance:g})."
         raise ListedError(headline, lines, advice)
     if lines:
-        print(f"{headline}; left out, for ingest.tolerance is {params.tolerance:g}:", file=sys.stderr)
+        logger.warning(f"{headline}; left out, for ingest.tolerance is {params.tolerance:g}:")
         for line in lines[:SHOWN_PROBLEMS]:
-            print(f"  - {line}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+            logger.warning(f"  - {line}".encode("ascii", "backslashreplace").decode())
         if len(lines) > SHOWN_PROBLEMS:
-            print(f"  ... and {len(lines) - SHOWN_PROBLEMS} more, see problems.csv", file=sys.stderr)
+            logger.warning(f"  ... and {len(lines) - SHOWN_PROBLEMS} more, see problems.csv")
 
 
 def ingest(*, params: IngestParams, seed: int, out: Path) -> Ingested:
@@ -152,7 +154,7 @@ def ingest(*, params: IngestParams, seed: int, out: Path) -> Ingested:
     if listing.ignored:
         names = ", ".join(shown(name, params.case_ids) for name in listing.ignored[:5])
         more = ", ..." if len(listing.ignored) > 5 else ""
-        print(f"{params.path}: ignored {len(listing.ignored)} that are no .png in a class folder: {names}{more}")
+        logger.info(f"{params.path}: ignored {len(listing.ignored)} that are no .png in a class folder: {names}{more}")
     with atomic_dir(out) as folder:
         rows: list[dict[str, Any]] = []
         problems = list(listing.problems)
@@ -186,6 +188,6 @@ def ingest(*, params: IngestParams, seed: int, out: Path) -> Ingested:
         }
         write_json(written.summary, summary)
     counts = ", ".join(f"{count} {label}" for label, count in labels.items())
-    print(f"ingest: {len(rows)} cases ({counts}), {len(problems)} problem(s)")
-    print(f"wrote {out}: manifest.parquet, pixels-*.zip, problems.csv, summary.json")
+    logger.info(f"ingest: {len(rows)} cases ({counts}), {len(problems)} problem(s)")
+    logger.info(f"wrote {out}: manifest.parquet, pixels-*.zip, problems.csv, summary.json")
     return Ingested(len(rows), labels, len(problems))

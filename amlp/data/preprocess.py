@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from amlp.metrics.lesion_patches import lesion_patches
 from amlp.metrics.patches import PatchTally, as_metrics, central, describe
 from amlp.params import PreprocessParams, ScoreParams
 from amlp.progress import progress
+
+logger = logging.getLogger(__name__)
 
 # Cases that are in memory at a time.
 CHUNK = 128
@@ -218,25 +221,27 @@ def split_hash(index: pd.DataFrame, manifest: pd.DataFrame) -> str:
 
 def _tell(metrics: dict[str, Any], stats: dict[str, Any], out: Path) -> None:
     splits = ", ".join(f"{split} {metrics[split]['cases']} ({metrics[split]['groups']} groups)" for split in SPLITS)
-    print(f"preprocess: {metrics['cases']} cases in {metrics['groups']} groups: {splits}")
+    logger.info(f"preprocess: {metrics['cases']} cases in {metrics['groups']} groups: {splits}")
     if metrics["near_duplicate_groups"]:
-        print(
+        logger.info(
             f"  {metrics['near_duplicate_cases']} cases are near-duplicates of one another, in "
             f"{metrics['near_duplicate_groups']} groups"
         )
     if metrics["largest_group"] > max(LARGE_GROUP * metrics["cases"], 10):
-        print(
+        logger.info(
             f"  note: one group holds {metrics['largest_group']} cases. If they are not of one patient, lower "
             "preprocess.near_duplicate_distance; index.parquet tells which they are."
         )
     if metrics["guarded_share"] > 0:
-        print(f"  {metrics['guarded_share']:.1%} of the training images have no lesion category: masked at random")
+        logger.info(
+            f"  {metrics['guarded_share']:.1%} of the training images have no lesion category: masked at random"
+        )
     if "scores" in metrics:
         text, warning = describe(metrics["scores"])
-        print(f"  {text}")
+        logger.info(f"  {text}")
         if warning:
-            print(f"  warning: {warning}")
-    print(
+            logger.info(f"  warning: {warning}")
+    logger.info(
         f"wrote {out}: index.parquet, stats.json and shards of {stats['channels']} x {stats['height']} x "
         f"{stats['width']} images, masks and training scores"
     )

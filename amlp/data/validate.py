@@ -8,6 +8,7 @@ removed it by then), and the next run that passes removes the report.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ from amlp.files import atomic_dir, write_json
 from amlp.layout import IngestFolder, ValidateFolder
 from amlp.params import ValidateParams
 from amlp.progress import progress
+
+logger = logging.getLogger(__name__)
 
 # Side of the thumbnails by which near-duplicates are found: fine enough for a scene, too coarse for speckle.
 THUMBNAIL = 16
@@ -102,10 +105,10 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
             shutil.copytree(report.path, folder, dirs_exist_ok=True)
             usable.to_parquet(ValidateFolder(folder).manifest, index=False)
     shutil.rmtree(failed, ignore_errors=True)
-    print(f"validate: {len(usable)} usable cases, {bad} bad, {odd} to look at")
+    logger.info(f"validate: {len(usable)} usable cases, {bad} bad, {odd} to look at")
     for line in [*_lines(judgement.bad), *_lines(judgement.odd)]:
-        print(f"  - {line}")
-    print(f"wrote {out}: manifest.parquet, bad_cases.csv, warnings.csv, data_docs/index.html, expectations.json")
+        logger.info(f"  - {line}")
+    logger.info(f"wrote {out}: manifest.parquet, bad_cases.csv, warnings.csv, data_docs/index.html, expectations.json")
     return Validated(len(usable), bad, odd)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ from amlp.metrics.segmentation import RULE, score_case
 from amlp.models.predictor import Predictor
 from amlp.params import EvaluateParams
 from amlp.progress import progress
+
+logger = logging.getLogger(__name__)
 
 # A raw image, (H, W) or (H, W, 3), to its mask, (H, W) 0/1.
 Predict = Callable[[NDArray[Any]], NDArray[Any]]
@@ -146,8 +149,8 @@ def evaluate_models(
         write_json(written.metrics, _flatten(summary))
         _dsc_histogram(cases).to_csv(written.histogram, index=False, lineterminator="\n")
         _write_overlays(written.overlays, models, cases=cases, test=test, ingest=ingest, split=split)
-    print(_table(summary))
-    print(f"wrote {out}: cases.csv, summary.json, metrics.json, dsc_histogram.csv, overlays/*.png")
+    logger.info(_table(summary))
+    logger.info(f"wrote {out}: cases.csv, summary.json, metrics.json, dsc_histogram.csv, overlays/*.png")
     return summary.as_dict()
 
 

@@ -6,6 +6,7 @@ unchanged stage, and versions of equal content can be told by their tag `model_s
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, Schema
+
+logger = logging.getLogger(__name__)
 
 # What loading and running either model imports; the versions are those it was trained with. MONAI is left out: only the
 # U-Net needs it, which a pipeline can't register, for it takes no encoder.
@@ -125,7 +128,7 @@ def register(
             # MLflow's own name for it, which its pages show.
             run_tags["mlflow.source.git.commit"] = lineage.git_commit
         with parent_run(client, experiment=settings.experiment, name=name, tags=run_tags) as run_id:
-            print(f"MLflow: run {run_id} in experiment {settings.experiment!r} at {address}", flush=True)
+            logger.info(f"MLflow: run {run_id} in experiment {settings.experiment!r} at {address}")
             log = RunLog(client, run_id)
             values = params.model_dump(by_alias=True)
             log.parameters(values)
@@ -158,8 +161,8 @@ def register(
         ).as_dict()
         write_json(run.registration, registration)
     for model in (encoder, segmenter):
-        print(f"Registered {model.name} version {model.version}: {CANDIDATE}")
-    print(f"Wrote {run.registration}")
+        logger.info(f"Registered {model.name} version {model.version}: {CANDIDATE}")
+    logger.info(f"Wrote {run.registration}")
     return registration
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import UTC, datetime, timedelta
 from html import escape
@@ -11,6 +12,8 @@ from urllib.parse import urlsplit
 from amlp.registry.registration import Registration
 from amlp.registry.tracking import RunLog, connect, pipeline_tags, resolve_uri
 from amlp.storage import absolute, presigned, write
+
+logger = logging.getLogger(__name__)
 
 # Where people open MLflow's pages, when that is not where programs reach it.
 MLFLOW_PAGES = "AMLP_MLFLOW_PAGES"
@@ -69,5 +72,5 @@ def share_page(page: Path, *, uri: str, registration: Path) -> str:
         RunLog(client, found.parent_run_id).tags(
             {"report": target, "report_link": link, "report_link_until": f"{until:%Y-%m-%d %H:%M} UTC"}
         )
-    print(f"The report is at {target}")
+    logger.info(f"The report is at {target}")
     return link

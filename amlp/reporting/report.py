@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from amlp.reporting.pictures import embedded
 from amlp.reporting.provenance import dirty_note, lineage_rows, load_code, reproduce_code
 from amlp.reporting.results import headline, results, tiles
 from amlp.reporting.wording import duration, number
+
+logger = logging.getLogger(__name__)
 
 _PRETRAINING_PICTURES = {
     "masks": (
@@ -75,7 +78,7 @@ def report(*, params: Params, root: Path, out: Path) -> None:
     environment.filters["number"] = number
     page = environment.get_template("report.html.j2").render(_context(params, run))
     write_text(out, page)
-    print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    logger.info(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     if run.registration.is_file():
         _attach(out, Registration.read(run.registration), root)
 
@@ -86,13 +89,13 @@ def _attach(page: Path, registration: Registration, root: Path) -> None:
     database = Path(uri.removeprefix("sqlite:///"))
     # MLflow would make a new, empty database.
     if uri.startswith("sqlite:") and not database.is_file():
-        print(f"Not attached to the MLflow run: {database} is gone.")
+        logger.info(f"Not attached to the MLflow run: {database} is gone.")
         return
     try:
         with connect(uri) as client:
             client.log_artifact(registration.parent_run_id, str(page))
     except Exception as error:  # Whatever the store raises: an unreachable server, a deleted run.
-        print(f"Not attached to the MLflow run: {error}")
+        logger.info(f"Not attached to the MLflow run: {error}")
 
 
 def _context(params: Params, run: RunFolder) -> dict[str, Any]:

@@ -8,6 +8,7 @@ docs/how-to/use-a-segmenter.md has the few lines that do it as the predictor doe
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -29,6 +30,8 @@ from amlp.models.segmenter import lesion_probability
 from amlp.registry.model_input import example_input, read_images
 from amlp.registry.weights import Weights
 from amlp.serving.sources import list_sources
+
+logger = logging.getLogger(__name__)
 
 # Long supported by runtimes, and all that the graph needs.
 OPSET = 18
@@ -109,7 +112,7 @@ def export_onnx(*, weights: Weights, out: Path, images: Path | None = None) -> f
         )
     with atomic_file(out) as temporary:
         temporary.write_bytes(content)
-    print(
+    logger.info(
         f"wrote {out}: {len(content) / 1e6:.1f} MB, opset {OPSET}; on {count} {named} the largest difference of a "
         f"probability is {difference:.2g}, of the masks {changed} pixels"
     )

@@ -8,7 +8,7 @@ What is finished is noted in OUT/.predict.jsonl, and the same command resumes fr
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +24,8 @@ from amlp.serving.batches import segment_all
 from amlp.serving.journal import Journal
 from amlp.serving.outputs import JOURNAL, MASKS, OVERLAYS, SUMMARY, TABLE, Writer, write_table
 from amlp.serving.sources import list_sources
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 20
 
@@ -71,7 +73,9 @@ def predict_folder(
     with Journal.open(out, key, force=force) as journal:
         waiting = [one for one in sources if not journal.finished(one)]
         if len(waiting) < len(sources):
-            print(f"{out}: {len(sources) - len(waiting)} of {len(sources)} files are finished; going on", flush=True)
+            logger.info(
+                f"{out}: {len(sources) - len(waiting)} of {len(sources)} files are finished; predicting the others"
+            )
         writer = Writer(out)
         started, images = time.perf_counter(), 0
         with progress(len(sources), "predict", "files", done=len(sources) - len(waiting)) as bar:
@@ -105,11 +109,11 @@ def predict_folder(
 
 def _show(summary: Mapping[str, Any], bad: Sequence[Mapping[str, Any]], out: Path) -> None:
     for row in bad[:_SHOWN]:
-        print(f"amlp: {row['file']}: {row['error']}", file=sys.stderr)
+        logger.warning(f"amlp: {row['file']}: {row['error']}")
     if len(bad) > _SHOWN:
-        print(f"amlp: and {len(bad) - _SHOWN} more, see column error of {out / TABLE}", file=sys.stderr)
+        logger.warning(f"amlp: and {len(bad) - _SHOWN} more, see column error of {out / TABLE}")
     rate = f", {summary['images_per_second']:.3g} images/s" if summary["images_per_second"] else ""
-    print(
+    logger.info(
         f"{summary['images']} images, {summary['images_with_lesion']} with a lesion; {summary['bad_files']} files "
         f"unreadable{rate}; model {summary['model']}\nwrote {out}: {MASKS}/, {TABLE}, {SUMMARY}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,8 @@ from amlp.study.pictures import draw_examples, draw_fractions, draw_scores
 from amlp.study.plan import Aim
 from amlp.study.results import ENOUGH_SEEDS, Estimate, Results
 from amlp.study.sections import cost, diagnostics, limits
+
+logger = logging.getLogger(__name__)
 
 
 def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> None:
@@ -48,7 +51,7 @@ def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> N
         alt = f"{kind} images with the true outline and those of {' and '.join(titles)}"
         parts += [f"## {kind} images", _picture(pictures, "examples", alt)]
     elif drawn:
-        print(f"Wrote {examples}: images of the data set, which the page does not show (public_images).")
+        logger.info(f"Wrote {examples}: images of the data set, which the page does not show (public_images).")
     parts += [cost(results), diagnostics(results), limits(results)]
     write_text(page, "\n\n".join(part for part in parts if part) + "\n")
 

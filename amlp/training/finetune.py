@@ -10,6 +10,7 @@ pseudo-labels, see pseudo_labels.py.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,8 @@ from amlp.training import pseudo_labels
 from amlp.training.launch import check_shares, launch
 from amlp.training.segmentation import Setup, dice_scores, segmentation_loss
 from amlp.training.state import TrainingState, code_digest, data_digest, run_digest
+
+logger = logging.getLogger(__name__)
 
 
 def finetune(
@@ -118,7 +121,7 @@ def finetune(
             labelled = index.iloc[labelled_subset(index, settings.label_fraction, params.seed)]
             write_json(folder.labels, {"images": len(labelled), "cases": cases_digest(labelled)})
         training.discard()
-    print(f"Wrote {out}: best validation DSC {metrics['val_dsc']:.3f} in epoch {metrics['best_epoch']}.")
+    logger.info(f"Wrote {out}: best validation DSC {metrics['val_dsc']:.3f} in epoch {metrics['best_epoch']}.")
     return metrics
 
 
@@ -178,7 +181,7 @@ def _try_encoder(encoder: Path, plan: EncoderPlan, settings: FinetuneParams) -> 
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: not found; run `amlp pretrain` first, or train with --from-scratch.")
     report, inputs = transfer_encoder(checkpoint, Encoder(plan), min_matched=settings.min_matched)
-    print(f"Encoder {checkpoint}: {report}")
+    logger.info(f"Encoder {checkpoint}: {report}")
     return report, inputs
 
 

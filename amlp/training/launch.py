@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amlp import logs
 from amlp.errors import UserError
 from amlp.storage import absolute, remove
 
@@ -144,6 +145,9 @@ def this_worker() -> Worker:
     import ray.train.torch
 
     _hush()
+    if ray.is_initialized():
+        # A process of Ray, which the command line did not configure.
+        logs.configure()
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu" and ray.is_initialized() and ray.get_gpu_ids():

@@ -8,6 +8,7 @@ One reading direction: settings -> data -> model -> loop -> outputs. With every 
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +40,8 @@ from amlp.training.score_maps import ScoreMaps, lesion_categories
 from amlp.training.session import Session
 from amlp.training.state import TrainingState, code_digest, data_digest, run_digest
 from amlp.training.stream import RowStream
+
+logger = logging.getLogger(__name__)
 
 _VIEWS, _NOISE = 4, 5
 
@@ -90,7 +93,9 @@ def pretrain(*, params: Params, shards: Path | str, out: Path | str, state: Path
             _write_tables(folder, end)
             _draw(folder.pictures, end["monitor"]["snapshots"], plan, settings)
         training.discard()
-    print(f"Wrote {out}: encoder after {metrics['steps']} steps, reconstruction error {metrics['reconstruction']:.4f}.")
+    logger.info(
+        f"Wrote {out}: encoder after {metrics['steps']} steps, reconstruction error {metrics['reconstruction']:.4f}."
+    )
     return metrics
 
 

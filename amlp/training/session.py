@@ -14,6 +14,7 @@ A loop reads:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from amlp.training.optim import M, WeightAverage, adamw, check_finite, finite_me
 from amlp.training.precision import autocast, resolve_precision
 from amlp.training.state import TrainingState
 from amlp.training.usage import Usage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Session(Generic[M]):
             first, elapsed = self.resumed["epoch"], self.resumed["seconds"]
             self._restore()
             if worker.rank == 0:
-                print(f"Resuming after epoch {first} of {epochs}.", flush=True)
+                logger.info(f"Resuming after epoch {first} of {epochs}.")
         self.epochs = range(first, epochs)
         # Gradients are averaged over the workers by this wrapper alone.
         self.trained = worker.wrap(model)

@@ -94,13 +94,11 @@ def repository(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Repos
 @pytest.mark.timeout(900)
 def test_only_what_a_change_concerns_runs_again(repository):
     assert sorted(repository.ran("repro")) == sorted(STAGES)
-    assert (repository.folder / "report.html").is_file()
+    assert (repository.folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert "segmenter_dsc" in repository.run("dvc", "metrics", "show")
     assert "file://" in repository.run("dvc", "plots", "show")
 
-    started = time.monotonic()
     assert repository.ran("repro") == []
-    print(f"dvc repro with nothing to do: {time.monotonic() - started:.1f} s")
 
     checked = repository.run(sys.executable, "-c", CANDIDATE)
     assert re.search(r"equal on [1-9]\d* test images", checked), checked

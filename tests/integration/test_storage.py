@@ -130,9 +130,9 @@ def test_a_local_place_needs_no_copy(folder: Path) -> None:
 
 
 def test_output_dir_publishes_only_what_ends_well(place: str, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), storage.output_dir(place) as folder:
+    with pytest.raises(RuntimeError, match="half-way"), storage.output_dir(place) as folder:
         (folder / "x").write_text("half")
-        raise RuntimeError
+        raise RuntimeError("half-way")
     assert storage.read(f"{place}/x") is None
     with storage.output_dir(place) as folder:
         (folder / "x").write_text("whole")

@@ -110,7 +110,8 @@ def test_a_project_of_the_wheel_runs_to_a_segmenter_that_segments(
 
     registration = json.loads((mine / "registration.json").read_text())
     assert [registration[kind]["version"] for kind in ("encoder", "segmenter")] == ["1", "1"]
-    assert (mine / "mlflow.db").is_file() and (mine / "report.html").is_file()
+    assert (mine / "mlflow.db").is_file()
+    assert "amlp-segmenter" in (mine / "report.html").read_text(encoding="utf-8")
     shown = installed.run("amlp", "show", "candidate", cwd=mine)
     assert f"pip install amlp=={__version__}\n" in shown and "make setup" not in shown
     assert "amlp-segmenter version 1 (candidate)" in installed.run("amlp", "summary", cwd=mine)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import pytest
 import yaml
+
+from tests.support.servers import lacking
 
 PROJECT = Path(__file__).parents[2]
 # KubeRay's definition of RayJob v1 without its pod templates (nine tenths of it), descriptions and CEL rules; pods are
@@ -22,22 +23,23 @@ PROJECT = Path(__file__).parents[2]
 RAYJOB_SCHEMA = PROJECT / "tests/support/rayjob-v1.schema.json"
 # The whole of it, in checkouts that have it beside them.
 CRD = PROJECT / "../shared/crds/ray.io_rayjobs.yaml"
+
 # The oldest release of Kubernetes that the manifests are checked against, and one that is current.
 KUBERNETES = ("1.30", "1.37")
 Object = dict[str, Any]
 
 
 def render(overlay: Path) -> list[Object]:
-    """Render an overlay as `kubectl apply -k` does; skips the test where kubectl is absent or too old.
+    """Render an overlay as `kubectl apply -k` does; the test is `lacking` kubectl where it is absent or too old.
 
     The template of RayJobs, which travels as text in a ConfigMap, is among the objects as the RayJob that it describes.
     """
     if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not installed (Debian 13: apt-get install kubernetes-client)")
+        lacking("kubectl is not installed (Debian 13: apt-get install kubernetes-client)")
     version = subprocess.run(["kubectl", "version", "--client"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"Kustomize Version: v(\d+)", version)
     if not found or int(found[1]) < 5:
-        pytest.skip("kubectl is too old: 1.27 or later has the kustomize 5 that k8s/ is written for")
+        lacking("kubectl is too old: 1.27 or later has the kustomize 5 that k8s/ is written for")
     done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # Deprecated fields are warnings, and would be errors one day.

@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pytest
 
@@ -18,14 +19,25 @@ from devtools.servers import MissingProgram, answers, free_ports, running, wait_
 S = TypeVar("S")
 
 
+def lacking(what: str) -> NoReturn:
+    """Skip a test that lacks a server or a program; fail it where AMLP_REQUIRE_SERVERS is 1, as .ci/run sets it.
+
+    Args:
+        what: is missing, and how to install it.
+    """
+    if os.environ.get("AMLP_REQUIRE_SERVERS") == "1":
+        pytest.fail(f"AMLP_REQUIRE_SERVERS is 1, and this is missing: {what}", pytrace=False)
+    pytest.skip(what)
+
+
 @contextmanager
 def or_skip(server: AbstractContextManager[S]) -> Iterator[S]:
-    """Start a server; where its program is not installed, skip the test with what to install."""
+    """Start a server; where its program is not installed, the test is `lacking` it."""
     with ExitStack() as stack:
         try:
             started = stack.enter_context(server)
         except MissingProgram as error:
-            pytest.skip(str(error))
+            lacking(str(error))
         yield started
 
 
@@ -39,7 +51,8 @@ class RayHead:
 @contextmanager
 def ray_head(environment: Mapping[str, str], *, cwd: Path, cpus: int) -> Iterator[RayHead]:
     """Run a Ray head whose jobs see `environment`, apart from any other Ray on this machine."""
-    pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")
+    if not find_spec("aiohttp_cors"):
+        lacking("ray[default] is not installed; `make setup`")
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
              "node-manager-port", "object-manager-port", "runtime-env-agent-port", "metrics-export-port")  # fmt: skip
     options = [f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from amlp.environment import QUIET
 from amlp.params import Params
@@ -54,6 +55,7 @@ SHARED = {
     "amlp.errors",
     "amlp.files",
     "amlp.layout",
+    "amlp.logs",
     "amlp.params",
     "amlp.progress",
     "amlp.records",
@@ -181,6 +183,14 @@ def test_the_launcher_needs_nothing_of_training() -> None:
             assert name.startswith(("amlp.errors", "amlp.cluster.rayjob")), f"{file.relative_to(PROJECT)}: {name}"
 
 
+def test_the_library_logs_and_commands_alone_print() -> None:
+    for file in [*(PROJECT / "amlp").rglob("*.py"), *(PROJECT / "components").rglob("*.py")]:
+        if file.parent.name == "cli" or file == PROJECT / "amlp/logs.py":
+            continue
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        assert "print" not in map(ast.unparse, (node.func for node in calls)), f"{file.relative_to(PROJECT)} prints"
+
+
 def test_only_the_client_factory_makes_s3_clients() -> None:
     for file in (PROJECT / "amlp").rglob("*.py"):
         if file != PROJECT / "amlp/s3.py":
@@ -293,3 +303,13 @@ def test_no_file_names_a_path_of_somebodys_machine() -> None:
             continue
         found = pattern.search(text)
         assert not found, f"{file.relative_to(PROJECT)}: {found[0]}"
+
+
+def test_continuous_integration_runs_each_python_that_the_project_names() -> None:
+    text = (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    [job] = yaml.safe_load(text)["jobs"].values()
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = SpecifierSet(project["requires-python"])
+    tried = [f"3.{minor}" for minor in range(30) if f"3.{minor}" in named]
+    assert job["strategy"]["matrix"]["python"] == tried
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]

@@ -65,7 +65,7 @@ def test_json_is_strict_and_the_same_for_the_same_value(tmp_path: Path) -> None:
     write_json(tmp_path / "b.json", {"a": [None, "ü"], "b": 1.5})
     assert read_json(tmp_path / "a.json") == {"a": [None, "ü"], "b": 1.5}
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "c.json", {"dsc": float("nan")})
     assert names(tmp_path) == ["a.json", "b.json"]
 

@@ -7,10 +7,8 @@ log is that of a container of the head: `job-log` of our template, or KubeRay's 
 
 from __future__ import annotations
 
-import json
+import logging
 import random
-import re
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,13 @@ from amlp.cluster.rayjob.errors import (
     NotAllowed,
     RayJobError,
 )
+from amlp.cluster.rayjob.log import JobLog
 from amlp.cluster.rayjob.request import GROUP, PLURAL, QUEUE_LABEL, VERSION, JobRequest, build, load_template
 from amlp.cluster.rayjob.status import describe, log_container, outcome
 from amlp.errors import UserError
 
-# What Kubernetes puts before each line of a log.
-_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
-# Lines of the log that an error repeats.
-TAIL = 30
+logger = logging.getLogger(__name__)
+
 # Seconds between two looks at a RayJob. The connection stays open from one look to the next, so that a deletion at the
 # last moment does not wait for a new one.
 LOOK = 10.0
@@ -65,15 +62,11 @@ class Launcher:
         self.clock = clock or Clock()
         self.random = random.Random(seed)
         self.objects = client.CustomObjectsApi(api)
-        # Its own connections: a long log must not be in the way of the deletion.
-        self.core = client.CoreV1Api(client.ApiClient(api.configuration))
         self.where = {"group": GROUP, "version": VERSION, "namespace": request.namespace, "plural": PLURAL}
-        self.tail: deque[str] = deque(maxlen=TAIL)
         self.ours = False
-        self._head = ""
-        self._last_line = ""
-        self._last_read: float | None = None
-        self._log_refused = False
+        # Its own connections: a long log must not be in the way of the deletion.
+        core = client.CoreV1Api(client.ApiClient(api.configuration))
+        self.log = JobLog(core, request, container=log_container(job), now=self.clock.now)
 
     def run(self) -> None:
         """Create the RayJob or go on with the one of an earlier launcher, and wait for its success.
@@ -95,7 +88,11 @@ class Launcher:
                 self._delete()
 
     def _say(self, text: str) -> None:
-        print(f"RayJob {self.request.name}: {text}", flush=True)
+        logger.info(f"RayJob {self.request.name}: {text}")
+
+    def _ended(self, text: str) -> str:
+        """What an error says: how the job ended, and the last lines of its log."""
+        return f"RayJob {self.request.name}: {text}{self.log.tail()}"
 
     def _request(self, verb: str, call: Callable[[], Any], *, seconds: float, passing: tuple[int, ...] = ()) -> Any:
         """Call the API; wait and repeat while it is unavailable.
@@ -221,7 +218,7 @@ class Launcher:
         while True:
             found = self._get()
             if found is None:
-                raise JobDeleted(self._with_tail("was deleted by somebody else while it was watched"))
+                raise JobDeleted(self._ended("was deleted by somebody else while it was watched"))
             status = found.get("status") or {}
             text = describe(status)
             if text != said:
@@ -230,103 +227,33 @@ class Launcher:
             said = text
             # By its own label: the template may bring one, and a job that was there already has what it was made with.
             what, error = outcome(status, queued=QUEUE_LABEL in (found["metadata"].get("labels") or {}))
-            head_there = self._follow_log(status)
+            head_there = self.log.follow(status)
             if what == "succeeded":
                 return
             # KubeRay counts the tries that failed, and starts the next.
             if (error or status.get("failed")) and (message := self.refused()):
                 raise UserError(message)
             if error:
-                raise error(self._with_tail(text + (self._events(status) if error is NeverStarted else "")))
+                raise error(self._ended(text + (self.log.warnings(status) if error is NeverStarted else "")))
             now = self.clock.now()
             if what in ("running", "queued"):
                 # A queue may be long; the time in it counts for the total alone.
                 waiting = now
             elif now - waiting >= deadlines.pre_running:
                 raise NeverStarted(
-                    self._with_tail(
+                    self._ended(
                         f"does not run after {now - waiting:.0f} s ({text}); no node with the GPUs asked for, an image "
-                        f"that can't be pulled or a full quota are the usual reasons{self._events(status)}"
+                        f"that can't be pulled or a full quota are the usual reasons{self.log.warnings(status)}"
                     )
                 )
             lost = what == "running" and (not head_there or bool(status.get("jobStatusCheckFailureStartTime")))
             headless = (headless if headless is not None else now) if lost else None
             if headless is not None and now - headless >= deadlines.head_lost:
-                raise HeadLost(self._with_tail(f"says {text}, and its head is gone for {now - headless:.0f} s"))
+                raise HeadLost(self._ended(f"says {text}, and its head is gone for {now - headless:.0f} s"))
             if now - started >= deadlines.total:
-                raise DeadlineExceeded(self._with_tail(f"still {text} after {now - started:.0f} s"))
+                raise DeadlineExceeded(self._ended(f"still {text} after {now - started:.0f} s"))
             unchanged += 1
             self._pause(unchanged, LOOK)
-
-    def _events(self, status: Mapping[str, Any]) -> str:
-        """Return the last warnings of Kubernetes about the job and its pods, or how to look for them."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        try:
-            answer = self.core.list_namespaced_event(
-                self.request.namespace, field_selector="type=Warning", limit=500, _preload_content=False,
-                _request_timeout=self.request.deadlines.request,
-            )  # fmt: skip
-            events = json.loads(answer.data).get("items") or []
-        except (ApiException, HTTPError, OSError, ValueError):
-            return f": kubectl -n {self.request.namespace} get events"
-        # The pods' and the cluster's names begin with the job's, cut short.
-        cluster = status.get("rayClusterName") or self.request.name
-        ours = [event for event in events if _about(event).startswith((self.request.name, cluster[:40]))]
-        ours.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
-        said = dict.fromkeys(f"{event.get('reason')}: {' '.join(str(event.get('message')).split())}" for event in ours)
-        return "".join(f"\n  event: {line[:300]}" for line in list(said)[-5:])
-
-    def _with_tail(self, text: str) -> str:
-        tail = "".join(f"\n  | {line}" for line in self.tail)
-        return f"RayJob {self.request.name}: {text}" + (f"\nlast lines of its log:{tail}" if tail else "")
-
-    def _follow_log(self, status: Mapping[str, Any]) -> bool:
-        """Print what the log has that was not printed yet; return whether the head pod is there.
-
-        A log that can't be read must not end a job that runs.
-        """
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        head = ((status.get("rayClusterStatus") or {}).get("head") or {}).get("podName") or ""
-        if not head:
-            # Before the cluster is up; afterwards KubeRay has lost it.
-            return not self._head
-        if head != self._head:
-            # A retry's new cluster has a log of its own.
-            self._head, self._last_line, self._last_read = head, "", None
-        now = self.clock.now()
-        since = None if self._last_read is None else int(now - self._last_read) + 10
-        try:
-            answer = self.core.read_namespaced_pod_log(
-                head, self.request.namespace, container=log_container(self.job), timestamps=True, tail_lines=1000,
-                _preload_content=False, _request_timeout=self.request.deadlines.request,
-                **({} if since is None else {"since_seconds": since}),
-            )  # fmt: skip
-            # Read here: the body can stop coming after the answer's first line.
-            read = answer.data.decode("utf-8", "replace")
-        except ApiException as error:
-            if error.status in (401, 403):
-                if not self._log_refused:
-                    self._say(f"its log can't be read: not allowed to `get` pods/log ({error.status})")
-                self._log_refused = True
-            # 400: the container has not started.
-            return error.status != 404
-        except (HTTPError, OSError):
-            return True
-        self._last_read = now
-        # A progress bar overwrites its line by carriage returns, at which `splitlines` would split too.
-        for line in read.split("\n"):
-            stamp, _, text = line.partition(" ")
-            # Fixed width, so that text compares as time; the windows overlap.
-            if _STAMP.fullmatch(stamp) and stamp > self._last_line:
-                self._last_line = stamp
-                text = text.rstrip("\r").rpartition("\r")[2]
-                self.tail.append(text)
-                print(f"  | {text}", flush=True)
-        return True
 
     def _delete(self) -> None:
         """Delete the RayJob; KubeRay deletes its cluster. A failure is told and changes no outcome."""
@@ -355,10 +282,6 @@ class Launcher:
                 f"COULD NOT BE DELETED and may still hold GPUs: {error}\n"
                 f"  kubectl -n {self.request.namespace} delete rayjob {self.request.name}"
             )
-
-
-def _about(event: Mapping[str, Any]) -> str:
-    return str((event.get("involvedObject") or {}).get("name") or "")
 
 
 def submit(*, template: Path, request: JobRequest, host: str = "", refused: Callable[[], str] = str) -> None:

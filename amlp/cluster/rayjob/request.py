@@ -30,7 +30,7 @@ class Deadlines:
     # From the start to the end, time in a queue included.
     total: float = 24 * 3600
     # From submission, a retry or the end of a suspension to the first step of the job.
-    pre_running: float = 1800
+    pre_running: float = 3600
     # A job that says Running without a head.
     head_lost: float = 180
     # The API's errors in a row.

@@ -86,14 +86,14 @@ def test_a_mistake_that_the_job_wrote_down_is_the_tasks_own(bucket: str, folder:
         assert api.deleted
         api.before_get = None
         api.statuses = [{"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}]
-        with pytest.raises(JobFailed):
+        with pytest.raises(JobFailed, match="Complete, FAILED"):
             run(api, bucket, folder, two_workers())
 
 
 def test_a_failed_job_leaves_no_output(bucket: str, folder: Path) -> None:
     with kube_api() as api:
         api.statuses = [{"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}]
-        with pytest.raises(JobFailed):
+        with pytest.raises(JobFailed, match="Complete, FAILED"):
             run(api, bucket, folder, two_workers())
         assert api.deleted
     assert not (folder / "out").exists()

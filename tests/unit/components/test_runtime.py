@@ -94,7 +94,7 @@ def test_an_error_names_artifacts_and_not_the_folders_of_the_pod(task: Any, tmp_
         raise UserError(f"{cases.path}/manifest.parquet and {cases_more.path}: not of the same patients")
 
     found = [Artifact(name, str(tmp_path / "deep" / name)) for name in ("cases", "cases-more")]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         task(refuse, cases=found[0], cases_more=found[1])
     [run] = parents(tracking_uri)
     assert run.data.tags["pipeline_error"] == (
@@ -123,7 +123,7 @@ def test_an_error_that_can_not_be_recorded_is_still_the_tasks(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("AMLP_RECORD", json.dumps({"tracking_uri": f"sqlite:///{tmp_path}/file/x.db"}))
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="1"):
         task(lambda: 1 // 0)
     assert "find-lesions: the error could not be written to MLflow: " in capfd.readouterr().err
 
@@ -184,7 +184,7 @@ def test_lack_of_memory_is_tried_once_more(
         events.write_text(f"low 0\noom 1\noom_kill {count(tmp_path)}\n")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="1"):
         task(swell)
     assert counted(tmp_path) == 2
     [run] = parents(tracking_uri)
@@ -218,7 +218,7 @@ def test_work_is_ended_before_the_kernel_ends_the_whole_task(
         cgroup(anon=3.9)
         signal.pause()
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="1"):
         task(swell)
     assert counted(tmp_path) == 2
     [run] = parents(tracking_uri)

@@ -22,7 +22,7 @@ def test_all_bad_cases_are_in_the_log_of_a_task_that_fails(tmp_path: Path, capsy
         validate.python_func(
             params=json.dumps({"validate": {"min_side": 4096}}), cases=Dataset(uri=str(cases)), **outputs
         )
-    log = capsys.readouterr().out
+    log = capsys.readouterr().err
     assert all(f"case_{n:02d}" in log for n in range(30))
     message = str(refused.value)
     assert "30 of 30 cases" in message and "All of them are in the task's log" in message

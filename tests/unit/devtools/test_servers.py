@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -9,6 +11,22 @@ import pytest
 
 from amlp.errors import UserError
 from devtools.servers import MissingProgram, running, seaweedfs, wait_for
+from tests.support.servers import or_skip
+
+
+@contextmanager
+def missing() -> Iterator[None]:
+    raise MissingProgram("SQL: not installed; `apt-get install sql`.")
+    yield
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("1", pytest.fail.Exception), ("0", pytest.skip.Exception)])
+def test_what_lacks_a_server_fails_where_servers_are_required_and_is_skipped_elsewhere(
+    required: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMLP_REQUIRE_SERVERS", required)
+    with pytest.raises(outcome, match="apt-get install sql"), or_skip(missing()):
+        pass
 
 
 def test_a_server_that_ends_is_noticed_with_the_end_of_its_log(tmp_path: Path) -> None:

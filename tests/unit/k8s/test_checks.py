@@ -224,24 +224,51 @@ def test_a_lost_reference_is_noticed(dev: list[Object], change: Change):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "change"),
+    ("kind", "name", "change", "told"),
     [
-        ("RayJob", "amlp-template", lambda found: found["spec"].update(shutdownAfterJobFinish=True)),
-        ("RayJob", "amlp-template", lambda found: found["spec"].update(backoffLimit="2")),
-        ("RayJob", "amlp-template", lambda found: found["spec"]["rayClusterSpec"].pop("headGroupSpec")),
-        ("RayJob", "amlp-template", lambda found: found["spec"]["rayClusterSpec"].update(authOptions={"mode": "none"})),
-        ("RayJob", "amlp-template", lambda found: worker([found])["containers"][0].update(volumeMount=[])),
-        ("RayJob", "amlp-template", lambda found: head([found])["securityContext"].update(runAsNonroot=True)),
-        ("Deployment", "mlflow", lambda found: found["spec"].update(replica=2)),
-        ("Deployment", "mlflow", lambda found: found["spec"].pop("selector")),
-        ("NetworkPolicy", "default-deny", lambda found: found["spec"].update(policyType=["Ingress"])),
-        ("Role", "amlp-launcher", lambda found: found["rules"][0].pop("verbs")),
+        (
+            "RayJob",
+            "amlp-template",
+            lambda found: found["spec"].update(shutdownAfterJobFinish=True),
+            "shutdownAfterJobFinish",
+        ),
+        ("RayJob", "amlp-template", lambda found: found["spec"].update(backoffLimit="2"), "'2' is not of type"),
+        (
+            "RayJob",
+            "amlp-template",
+            lambda found: found["spec"]["rayClusterSpec"].pop("headGroupSpec"),
+            "headGroupSpec",
+        ),
+        (
+            "RayJob",
+            "amlp-template",
+            lambda found: found["spec"]["rayClusterSpec"].update(authOptions={"mode": "none"}),
+            "none",
+        ),
+        (
+            "RayJob",
+            "amlp-template",
+            lambda found: worker([found])["containers"][0].update(volumeMount=[]),
+            "volumeMount",
+        ),
+        (
+            "RayJob",
+            "amlp-template",
+            lambda found: head([found])["securityContext"].update(runAsNonroot=True),
+            "runAsNonroot",
+        ),
+        ("Deployment", "mlflow", lambda found: found["spec"].update(replica=2), "replica"),
+        ("Deployment", "mlflow", lambda found: found["spec"].pop("selector"), "selector"),
+        ("NetworkPolicy", "default-deny", lambda found: found["spec"].update(policyType=["Ingress"]), "policyType"),
+        ("Role", "amlp-launcher", lambda found: found["rules"][0].pop("verbs"), "verbs"),
     ],
 )
-def test_a_field_that_does_not_exist_does_not_fit_the_schema(prod: list[Object], kind: str, name: str, change: Change):
+def test_a_field_that_does_not_exist_does_not_fit_the_schema(
+    prod: list[Object], kind: str, name: str, change: Change, told: str
+) -> None:
     pytest.importorskip("kubernetes_validate")
     found = copy.deepcopy(one(prod, kind, name))
     check_schema(found)
     change(found)
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=f"^.*{told}"):
         check_schema(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -242,6 +243,22 @@ def test_a_run_is_shown_where_its_reason_can_not_be_read(
     assert f"{api.host}/#/runs/details/r1" in capsys.readouterr().out
 
 
+def test_an_interrupt_while_a_run_is_watched_ends_with_one_line(
+    api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(seconds: float) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("pipelines.__main__.time.sleep", interrupted)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    api.runs = [DONE | {"state": "RUNNING"}]
+    for command in (["status", "r1", "--wait"], ["submit", "--wait"]):
+        assert main([*command, "--host", api.host]) == 130
+        assert capsys.readouterr().err.splitlines()[-1] == "amlp-pipelines: interrupted"
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_an_experiment_that_nobody_made_has_no_runs_to_close(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,6 +351,8 @@ def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys:
     ("options", "message"),
     [
         (["--node-selector", "gpu"], "--node-selector gpu: expected KEY=VALUE"),
+        (["--node-selector", "=gpu"], "--node-selector =gpu: expected KEY=VALUE"),
+        (["--node-selector", "a pool=gpu"], "node_selector.a pool"),
         (["--toleration", "gpu"], "--toleration gpu: not JSON"),
         (["--launcher", "rayjob"], "`work`"),
         (["--launcher", "rayjob", "--work", "s3://bucket"], "pretrain.num_workers: 0"),
