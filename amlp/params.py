@@ -7,32 +7,24 @@ is silent they are our definitions (docs/explanation/method.md).
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from amlp.errors import ListedError, UserError, without_credentials
+from amlp.errors import UserError, without_credentials
+from amlp.sections import Section as Section
+from amlp.sections import parse_section as parse_section
+from amlp.sections import read_mapping as read_mapping
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-S = TypeVar("S", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """A mapping in a file that a user writes."""
-
-    # strict: "12" is no integer, and 1 is no boolean; an integer where a float is due is fine.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class PhantomParams(Section):
@@ -211,6 +203,8 @@ class PretrainParams(Section):
 class FinetuneParams(Section):
     """Supervised training of the segmenter."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"categories": "pseudo_labels", "category_epochs": "pseudo_label_epochs"}
+
     # `unet` is a plain U-Net, as a reference; it has nothing to pre-train, so it starts from scratch.
     network: Literal["vit", "unet"] = "vit"
     epochs: Positive = 10
@@ -222,10 +216,11 @@ class FinetuneParams(Section):
     warmup: Fraction = 0.1
     clip_norm: PositiveFloat = 1.0
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    # Before it sees labels the segmenter learns where lesions probably are, from all training images: from the
-    # categories that pre-training refined (none from scratch or after plain MAE), or from preprocessing's clusters.
-    categories: Literal["pretrained", "clusters", "none"] = "pretrained"
-    category_epochs: Count = 8
+    # Pseudo-label pre-training: before it sees masks the segmenter learns where lesions probably are, from all training
+    # images: from the categories that pre-training refined (none from scratch or after plain MAE), or from
+    # preprocessing's clusters.
+    pseudo_labels: Literal["pretrained", "clusters", "none"] = "pretrained"
+    pseudo_label_epochs: Count = 8
     ema: OpenFraction = 0.99
     augment: bool = True
     min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
@@ -314,64 +309,9 @@ class Params(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _valid_keys(model: type[BaseModel]) -> dict[str, Any]:
-    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
-
-
-def _nearest(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """Suggest the key that a user most likely meant by the unknown key at `location`."""
-    section: Any = model
-    for part in location[:-1]:
-        # A mapping or list of sections has them as the last of its type's arguments.
-        inner = get_args(section)
-        section = inner[-1] if inner else _valid_keys(section).get(str(part))
-    keys = list(_valid_keys(section))
-    close = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"valid keys: {', '.join(keys)}"
-
-
-def parse_section(model: type[S], values: Mapping[str, Any], origin: str) -> S:
-    """Check and freeze the values of a file.
-
-    Raises:
-        ListedError: names every problem of `values` and `origin`, the file they came from.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "parameters"
-            if item["type"] == "extra_forbidden":
-                problems.append(f"{key}: unknown key; {_nearest(model, item['loc'])}")
-            else:
-                reason = item["msg"].removeprefix("Value error, ")
-                if item["type"] == "float_type" and re.fullmatch(r"[-+]?\d+e[-+]?\d+", str(item["input"])):
-                    # YAML 1.1 reads it as text.
-                    reason += " (write 1.0e-3, not 1e-3)"
-                got = "" if not item["loc"] else f", got {without_credentials(repr(item['input']))}"[:120]
-                problems.append(f"{key}: {reason}{got}")
-        raise ListedError(f"{origin}: {len(problems)} problem(s)", problems, "Mend them and run again.") from error
-
-
 def parse_params(values: Mapping[str, Any], origin: str) -> Params:
     """Check and freeze parameter values, see `parse_section`."""
     return parse_section(Params, values, origin)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file.
-
-    Raises:
-        UserError: it is no YAML mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of sections, got {type(values).__name__}.")
-    return values
 
 
 def load_params(path: Path) -> Params:

@@ -29,7 +29,9 @@ from amlp.data.images import read_image
 from amlp.files import sha256
 from amlp.models.predictor import Predictor
 from amlp.registry.weights import Weights
-from amlp.serving.predict import BATCH, JOURNAL, predict_folder
+from amlp.serving.batches import BATCH
+from amlp.serving.outputs import JOURNAL
+from amlp.serving.predict import predict_folder
 from amlp.serving.sources import Source, list_sources
 from benchmarks.machine import report
 

@@ -24,21 +24,20 @@ def gate(
         data_rev: commit of the images; empty for generated ones.
     """
     import json
-    import logging
     from pathlib import Path
     from typing import Any
 
     from amlp.errors import UserError
-    from amlp.files import read_json, write_json
+    from amlp.files import write_json
     from amlp.params import RegisterParams, parse_params
     from amlp.promotion import promote
     from amlp.promotion.ledger import Overtaken
     from amlp.registry.outcome import record_success
+    from amlp.registry.registration import Registration
     from amlp.registry.tracking import connect
 
     logger = logging.getLogger("components.gate")
-
-    registered = read_json(Path(registration.path))
+    registered = Registration.read(Path(registration.path))
     candidate = promote.Candidate.registered(registered)
     thresholds = parse_params(json.loads(params), "gate_params").gate
 
@@ -63,7 +62,7 @@ def gate(
         promote.conclude(client, candidate, found, reference=reference)
         return found, False
 
-    with connect(registered["tracking_uri"]) as client:
+    with connect(registered.tracking_uri) as client:
         try:
             record, before = decide()
         except Overtaken as error:
@@ -78,8 +77,8 @@ def gate(
     if record["reason"] == "unreadable_model":
         # Storage that does not answer looks the same.
         raise UserError(said)
-    where = RegisterParams(tracking_uri=registered["tracking_uri"], experiment=registered["experiment"])
-    tags = {**registered["source"], "source_rev": data_rev}
+    where = RegisterParams(tracking_uri=registered.tracking_uri, experiment=registered.experiment)
+    tags = {**registered.source, "source_rev": data_rev}
     run_id = record_success(params=where, tags={name: value for name, value in tags.items() if value})
     logger.info(f"Recorded in MLflow run {run_id}")
     return str(record["outcome"])

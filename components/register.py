@@ -82,7 +82,7 @@ def register(
         html = run.report
         report(params=settings, root=Path(root), out=html)
         if share:
-            share_page(html, place=share, registration=written)
+            share_page(html, uri=share, registration=written)
         shutil.copy(html, page.path)
         # Last: who has it may rely on all of the above.
         shutil.copy(written, registration.path)

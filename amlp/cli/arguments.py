@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from amlp import logs
 from amlp.layout import RunFolder
+from amlp.storage import is_remote
 
 if TYPE_CHECKING:
     from amlp.params import Params
@@ -19,8 +20,8 @@ Run = Callable[[argparse.Namespace], int | None]
 
 
 def path_or_s3(text: str) -> Path | str:
-    """A local path, or an address in S3, which a path would mangle."""
-    return text if text.startswith("s3://") else Path(text)
+    """Take a local path, or a URI in S3, which a path would mangle."""
+    return text if is_remote(text) else Path(text)
 
 
 def read_params(args: argparse.Namespace) -> Params:
@@ -57,7 +58,7 @@ def path(to: argparse.ArgumentParser, flag: str, default: Path | str | None, tex
     to.add_argument(flag, type=Path, default=Path(default) if default else None, metavar="PATH", help=shown)
 
 
-def place(to: argparse.ArgumentParser, flag: str, default: Path | str | None, text: str) -> None:
-    """Add an option that takes a local path or an address in S3."""
+def uri(to: argparse.ArgumentParser, flag: str, default: Path | str | None, text: str) -> None:
+    """Add an option that takes a local path or a URI in S3."""
     shown = f"{text}; local or s3://bucket/prefix" + (f" (default: {default})" if default else "")
-    to.add_argument(flag, type=path_or_s3, default=Path(default) if default else None, metavar="PLACE", help=shown)
+    to.add_argument(flag, type=path_or_s3, default=Path(default) if default else None, metavar="URI", help=shown)

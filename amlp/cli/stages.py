@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amlp.cli.arguments import RUN, Commands, path, path_or_s3, place, read_params
+from amlp.cli.arguments import RUN, Commands, path, path_or_s3, read_params, uri
 from amlp.layout import RunFolder
 
 
@@ -23,23 +23,23 @@ def add_to(commands: Commands) -> None:
     path(preprocess, "--out", RUN.shards.path, "folder to write")
 
     pretrain = commands.stage("pretrain", _pretrain, "pre-train the encoder without labels")
-    place(pretrain, "--shards", RUN.shards.path, "what preprocess wrote")
-    place(pretrain, "--out", RUN.encoder.path, "folder to write")
-    place(pretrain, "--state", ".amlp/state", "folder for what a killed run goes on from")
+    uri(pretrain, "--shards", RUN.shards.path, "what preprocess wrote")
+    uri(pretrain, "--out", RUN.encoder.path, "folder to write")
+    uri(pretrain, "--state", ".amlp/state", "folder of the checkpoints that a killed run resumes from")
 
     finetune = commands.stage("finetune", _finetune, "train the segmenter on labelled images")
-    place(finetune, "--shards", RUN.shards.path, "what preprocess wrote")
+    uri(finetune, "--shards", RUN.shards.path, "what preprocess wrote")
     start = finetune.add_mutually_exclusive_group()
     start.add_argument(
         "--encoder",
         type=path_or_s3,
         default=RUN.encoder.path,
-        metavar="PLACE",
+        metavar="URI",
         help="what pretrain wrote; local or s3://bucket/prefix (default: models/encoder)",
     )
     start.add_argument("--from-scratch", action="store_true", help="start from random weights, for comparison")
-    place(finetune, "--out", None, "folder to write (default: models/segmenter, or models/scratch when from scratch)")
-    place(finetune, "--state", ".amlp/state", "folder for what a killed run goes on from")
+    uri(finetune, "--out", None, "folder to write (default: models/segmenter, or models/scratch when from scratch)")
+    uri(finetune, "--state", ".amlp/state", "folder of the checkpoints that a killed run resumes from")
 
     evaluate = commands.stage("evaluate", _evaluate, "score the segmenter and its baselines on the test split")
     path(evaluate, "--ingest", RUN.ingest.path, "what ingest wrote")

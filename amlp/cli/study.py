@@ -11,7 +11,7 @@ from amlp.errors import UserError
 
 
 def add_to(commands: Commands) -> None:
-    study = commands.command("study", _study, "compare arms, label fractions and seeds; go on where it was stopped")
+    study = commands.command("study", _study, "compare variants, label fractions and seeds; go on where it was stopped")
     study.add_argument("study", type=Path, metavar="STUDY", help="what to compare, for example studies/busi-cpu.yaml")
     path(study, "--shards", RUN.shards.path, "what preprocess wrote")
     path(study, "--ingest", RUN.ingest.path, "what ingest wrote")
@@ -23,7 +23,7 @@ def add_to(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="FILTER",
-        help="run a part: arm=a,b or fraction=0.1 or seed=0; may be given several times",
+        help="run a part: variant=a,b or fraction=0.1 or seed=0; may be given several times",
     )
     study.add_argument(
         "--stale",

@@ -8,7 +8,7 @@ r"""What a RayJob runs: one training stage whose inputs, outputs and state are i
 The same functions as `amlp pretrain` and `amlp finetune`. Started again, on another cluster too, it resumes from the
 state. Local paths do as well where all nodes share them.
 
-What starts it can't see why it failed, so it writes that to the place that `--error` names. An error of the user there
+What starts it can't see why it failed, so it writes that to the URI that `--error` names. An error of the user there
 ends it at once: KubeRay repeats a job whatever its exit code, and the same mistake needs no second try.
 """
 
@@ -34,20 +34,20 @@ logger = logging.getLogger("amlp.cluster.stage")
 STAGES = ("pretrain", "finetune", "scratch")
 
 
-def read_params(place: str) -> Params:
+def read_params(uri: str) -> Params:
     """Read parameters as JSON.
 
     Raises:
         UserError: there are none, or they are wrong.
     """
-    data = read(place)
+    data = read(uri)
     if data is None:
-        raise UserError(f"{place}: not found; expected the parameters as JSON.")
+        raise UserError(f"{uri}: not found; expected the parameters as JSON.")
     try:
         values = json.loads(data)
     except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON: {error}") from error
-    return parse_params(values, place)
+        raise UserError(f"{uri}: not JSON: {error}") from error
+    return parse_params(values, uri)
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class StageError:
         return cls("passing" if is_transient(error) else "other", f"{type(error).__name__}: {error}")
 
     @classmethod
-    def read(cls, place: str) -> StageError | None:
+    def read(cls, uri: str) -> StageError | None:
         """Return what a stage wrote to its `--error`, or None where it wrote nothing."""
-        data = read(place)
+        data = read(uri)
         return None if data is None else cls(**json.loads(data))
 
 
@@ -102,13 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--params", "the parameters, a JSON file"),
         ("--shards", "what preprocess wrote, published"),
         ("--out", "where the outputs go"),
-        ("--state", "where a killed run goes on from"),
+        ("--state", "the checkpoints that a killed run resumes from"),
     ):
-        parser.add_argument(flag, required=True, metavar="PLACE", help=f"{text}; s3://bucket/prefix or a shared path")
+        parser.add_argument(flag, required=True, metavar="URI", help=f"{text}; s3://bucket/prefix or a shared path")
     parser.add_argument("--gpus", type=int, default=0, metavar="N", help="that the cluster must have (default: 0)")
     parser.add_argument("--commit", default="", help="that the image must be built from (default: any)")
-    parser.add_argument("--error", metavar="PLACE", help="where it writes why it failed, as JSON (default: nowhere)")
-    parser.add_argument("--encoder", metavar="PLACE", help="what pretrain published; finetune alone takes it")
+    parser.add_argument("--error", metavar="URI", help="where it writes why it failed, as JSON (default: nowhere)")
+    parser.add_argument("--encoder", metavar="URI", help="what pretrain published; finetune alone takes it")
     args = parser.parse_args(argv)
     if (args.stage == "finetune") != bool(args.encoder):
         parser.error("finetune needs --encoder, and the other stages take none")

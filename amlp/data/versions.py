@@ -62,8 +62,8 @@ def resolve_version(*, repo: str, rev: str, path: str) -> DataVersion:
     try:
         with Repo.open(repo, rev=rev, subrepos=True, uninitialized=True) as opened:
             index, entry = opened.get_data_index_entry(path)
-            remote, place = index.storage_map.get_remote(entry)
-            uri = Path(place).as_uri() if remote.protocol == "local" else remote.unstrip_protocol(place)
+            remote, file = index.storage_map.get_remote(entry)
+            uri = Path(file).as_uri() if remote.protocol == "local" else remote.unstrip_protocol(file)
             md5, commit = entry.hash_info.value, opened.get_rev()
     except OutputNotFoundError as error:
         raise UserError(

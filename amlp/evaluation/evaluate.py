@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from amlp.data.labels import labelled_subset, unused_labels
 from amlp.data.shards import ShardedSplit, cases_digest
 from amlp.errors import UserError
 from amlp.evaluation.overlays import Example, draw_overlays, select_examples
+from amlp.evaluation.summary import Score, ScoredImages, Scores, Split, Summary
 from amlp.evaluation.threshold import Threshold, best_threshold
 from amlp.files import atomic_dir, read_json, write_json
 from amlp.layout import EvaluationFolder, SegmenterFolder
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 # A raw image, (H, W) or (H, W, 3), to its mask, (H, W) 0/1.
 Predict = Callable[[NDArray[Any]], NDArray[Any]]
-Split = Literal["test", "unused"]
 # As text names the images.
 SPLITS: dict[Split, str] = {"test": "test images", "unused": "training images whose masks fine-tuning did not see"}
 
@@ -145,13 +145,13 @@ def evaluate_models(
     with atomic_dir(out) as folder:
         written = EvaluationFolder(folder)
         cases.to_csv(written.cases, index=False, lineterminator="\n")
-        write_json(written.summary, summary)
+        write_json(written.summary, summary.as_dict())
         write_json(written.metrics, _flatten(summary))
         _dsc_histogram(cases).to_csv(written.histogram, index=False, lineterminator="\n")
         _write_overlays(written.overlays, models, cases=cases, test=test, ingest=ingest, split=split)
     logger.info(_table(summary))
     logger.info(f"wrote {out}: cases.csv, summary.json, metrics.json, dsc_histogram.csv, overlays/*.png")
-    return summary
+    return summary.as_dict()
 
 
 def score_cases(
@@ -233,7 +233,7 @@ def with_figures(cases: pd.DataFrame) -> pd.DataFrame:
 
 def _summarise(
     cases: pd.DataFrame, *, params: EvaluateParams, seed: int, threshold: Threshold, digest: str, split: Split
-) -> dict[str, Any]:
+) -> Summary:
     """Put each figure's mean and interval together; the paired ones are the first model less each other model."""
     figures = with_figures(cases).set_index(["case_id", "group"])
     models = {name: table[list(FIGURES)] for name, table in figures.groupby("model", sort=False)}
@@ -247,29 +247,24 @@ def _summarise(
         confidence=params.confidence,
         seed=seed,
     )
-    summary: dict[str, dict[str, Any]] = {name: {} for name in columns}
+    scores: dict[str, Scores] = {name: {} for name in columns}
     for (name, figure), interval in intervals.items():
-        entry = {key: _null(value) for key, value in dataclasses.asdict(interval).items()}
-        summary[name][figure] = entry | {"undefined": len(wide) - interval.cases}
-    summary["threshold"] |= {
-        "threshold": threshold.value,
-        "polarity": threshold.polarity,
-        "train_dsc": threshold.train_dsc,
-    }
-    return {
-        # What was scored on; the name is that of the usual split.
-        "test": {
-            "split": split,
-            "cases": len(wide),
-            "lesion_cases": int(wide[first]["dsc_lesion"].notna().sum()),
-            "groups": int(wide.index.get_level_values("group").nunique()),
-            "hash": digest,
-        },
-        "rule": RULE,
-        "confidence": params.confidence,
-        "models": {name: summary[name] for name in models},
-        "paired": {name: summary[name] for name in columns if name not in models},
-    }
+        mean, low, high = (_null(value) for value in (interval.mean, interval.low, interval.high))
+        scores[name][figure] = Score(mean, low, high, interval.cases, undefined=len(wide) - interval.cases)
+    return Summary(
+        test=ScoredImages(
+            split=split,
+            cases=len(wide),
+            lesion_cases=int(wide[first]["dsc_lesion"].notna().sum()),
+            groups=int(wide.index.get_level_values("group").nunique()),
+            hash=digest,
+        ),
+        rule=RULE,
+        confidence=params.confidence,
+        models={name: scores[name] for name in models},
+        paired={name: scores[name] for name in columns if name not in models},
+        threshold=threshold,
+    )
 
 
 def _null(value: float) -> float | None:
@@ -277,13 +272,13 @@ def _null(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _flatten(summary: Mapping[str, Any]) -> dict[str, float]:
+def _flatten(summary: Summary) -> dict[str, float]:
     """Means by `model_figure`, with the DSC's interval: what `dvc metrics` shows; undefined figures are left out."""
-    flat: dict[str, float | None] = {f"{summary['test']['split']}_cases": summary["test"]["cases"]}
-    for model, entry in summary["models"].items():
-        flat |= {f"{model}_{figure}": entry[figure]["mean"] for figure in FIGURES}
-        flat |= {f"{model}_dsc_{end}": entry["dsc"][end] for end in ("low", "high")}
-        flat[f"{model}_hd95_undefined"] = entry["hd95"]["undefined"]
+    flat: dict[str, float | None] = {f"{summary.test.split}_cases": summary.test.cases}
+    for model, scores in summary.models.items():
+        flat |= {f"{model}_{figure}": scores[figure].mean for figure in FIGURES}
+        flat |= {f"{model}_dsc_low": scores["dsc"].low, f"{model}_dsc_high": scores["dsc"].high}
+        flat[f"{model}_hd95_undefined"] = scores["hd95"].undefined
     return {key: value for key, value in flat.items() if value is not None}
 
 
@@ -315,24 +310,23 @@ def _write_overlays(
         draw_overlays(folder / f"{kind}.png", examples, models=list(models), title=title)
 
 
-def _table(summary: Mapping[str, Any]) -> str:
-    test = summary["test"]
-    models = {name: summary["models"][name] for name in in_order(summary["models"])}
+def _table(summary: Summary) -> str:
+    test, models = summary.test, {name: summary.models[name] for name in in_order(summary.models)}
     rows = [
-        [label.text, *(_text(entry[figure], digits=label.digits) for entry in models.values())]
+        [label.text, *(_text(scores[figure], digits=label.digits) for scores in models.values())]
         for figure, label in FIGURES.items()
     ]
-    rows.append(["  HD95 undefined (images)", *(str(entry["hd95"]["undefined"]) for entry in models.values())])
+    rows.append(["  HD95 undefined (images)", *(str(scores["hd95"].undefined) for scores in models.values())])
     lines = [
-        f"{SPLITS[test['split']]}: {test['cases']}, {test['lesion_cases']} with a lesion, {test['groups']} groups; "
-        f"mean [{summary['confidence']:.0%} interval, bootstrap over groups]",
+        f"{SPLITS[test.split]}: {test.cases}, {test.lesion_cases} with a lesion, {test.groups} groups; "
+        f"mean [{summary.confidence:.0%} interval, bootstrap over groups]",
         *_columns([["", *models], *rows]),
     ]
-    for name, entry in summary["paired"].items():
-        lines.append(f"{name}, paired: DSC {_text(entry['dsc'], sign='+')}")
-    baseline = Threshold(*(models["threshold"][key] for key in ("threshold", "polarity", "train_dsc")))
-    lines.append(f"threshold: {baseline} (best on the training split: DSC {baseline.train_dsc:.3f})")
-    lines.append(f"rule: {summary['rule']}")
+    for name, scores in summary.paired.items():
+        lines.append(f"{name}, paired: DSC {_text(scores['dsc'], sign='+')}")
+    if (baseline := summary.threshold) is not None:
+        lines.append(f"threshold: {baseline} (best on the training split: DSC {baseline.train_dsc:.3f})")
+    lines.append(f"rule: {summary.rule}")
     return "\n".join(lines)
 
 
@@ -346,9 +340,9 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _text(figure: Mapping[str, Any], *, digits: int = 3, sign: str = "") -> str:
-    if figure["mean"] is None:
+def _text(score: Score, *, digits: int = 3, sign: str = "") -> str:
+    if score.mean is None:
         return "undefined"
-    if figure["low"] is None:
-        return f"{figure['mean']:{sign}.{digits}f} [too few groups]"
-    return f"{figure['mean']:{sign}.{digits}f} [{figure['low']:{sign}.{digits}f}, {figure['high']:{sign}.{digits}f}]"
+    if score.low is None:
+        return f"{score.mean:{sign}.{digits}f} [too few groups]"
+    return f"{score.mean:{sign}.{digits}f} [{score.low:{sign}.{digits}f}, {score.high:{sign}.{digits}f}]"

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amlp.data.images import to_grey, to_model_input
+from amlp.evaluation.summary import Baseline
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """Pixels at `value` and darker (`dark`) or brighter (`bright`) are lesion; `train_dsc` is what that scored.
-
-    Dark at -1 calls nothing a lesion: where many images have none, that can be the best.
-    """
-
-    value: int
-    polarity: Literal["dark", "bright"]
-    train_dsc: float
+class Threshold(Baseline):
+    """The baseline as a model."""
 
     def mask(self, image: NDArray[Any]) -> NDArray[np.uint8]:
         """Segment a raw image, (H, W) or (H, W, 3), on the model's grey scale but at native size: (H, W) 0/1."""
@@ -29,11 +21,6 @@ class Threshold:
         grey = to_model_input(image, channels=1, height=height, width=width)[0].astype(np.int16)
         lesion = grey <= self.value if self.polarity == "dark" else grey >= self.value
         return lesion.astype(np.uint8)
-
-    def __str__(self) -> str:
-        if self.value < 0:
-            return "no pixel is lesion, for no grey value scored better"
-        return f"grey value {'<=' if self.polarity == 'dark' else '>='} {self.value} of 255 is lesion"
 
 
 def best_threshold(batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Threshold:

@@ -18,6 +18,7 @@ from amlp.params import GateParams
 from amlp.promotion.decision import Decision, FrozenSplit, Model, Side
 from amlp.promotion.gate import decide, refuse
 from amlp.promotion.ledger import CHAMPION, Entry, History, Overtaken, append, read_history, settle
+from amlp.registry.registration import Registration
 from amlp.registry.tracking import import_mlflow
 from amlp.registry.weights import fetch_segmenter
 
@@ -33,10 +34,9 @@ class Candidate:
     version: str
 
     @classmethod
-    def registered(cls, registration: Mapping[str, Any]) -> Candidate:
+    def registered(cls, registration: Registration) -> Candidate:
         """The segmenter of a registration.json."""
-        entry = registration["segmenter"]
-        return cls(entry["name"], str(entry["version"]))
+        return cls(registration.segmenter.name, registration.segmenter.version)
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amlp.promotion.ledger import History
 from amlp.promotion.promote import Candidate
-from amlp.registry.card import CARDS, chain, reproduce
+from amlp.records import parse_record
+from amlp.registry.card import CARDS, Card, chain, reproduce
 from amlp.registry.tracking import import_mlflow
 
 if TYPE_CHECKING:
@@ -41,19 +42,18 @@ def show(client: MlflowClient, candidate: Candidate, history: History) -> str:
     lines += chain(card, tracking_uri=client.tracking_uri)
     encoder = read_card(client, version.run_id, "encoder")
     if encoder:
-        training = ", ".join(f"{key} {value}" for key, value in sorted(encoder["training"].items())[:6])
+        training = ", ".join(f"{key} {value}" for key, value in sorted(encoder.training.items())[:6])
         lines.append(f"- the encoder's pre-training: {training}")
     return "\n".join(
         [*lines, "", "Made again by:", *(f"  {line}" for line in reproduce(card, tracking_uri=client.tracking_uri))]
     )
 
 
-def read_card(client: MlflowClient, run_id: str, kind: str) -> dict[str, Any] | None:
+def read_card(client: MlflowClient, run_id: str, kind: str) -> Card | None:
     """Return a version's lineage card, or None where the run has none."""
     mlflow = import_mlflow()
     place = f"{CARDS}/{kind}"
     if f"{place}/card.json" not in {item.path for item in client.list_artifacts(run_id, place)}:
         return None
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/{place}/card.json")
-    card: dict[str, Any] = json.loads(text)
-    return card
+    return parse_record(json.loads(text), Card, f"{place}/card.json of run {run_id}")

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,14 @@ import pandas as pd
 
 import amlp
 from amlp.errors import UserError
+from amlp.evaluation.summary import Summary
 from amlp.files import read_json, sha256, write_json
 from amlp.layout import EncoderFolder, Folder, RunFolder
 from amlp.params import Params
 from amlp.registry.card import CARDS, make_card, write_card
 from amlp.registry.lineage import Lineage, collect_lineage
 from amlp.registry.model_input import example_input
+from amlp.registry.registration import RegisteredLineage, RegisteredModel, Registration
 from amlp.registry.tracking import (
     SYSTEM_METRICS,
     RunLog,
@@ -111,12 +113,12 @@ def register(
         stage="register",
     )  # fmt: skip
     settings = params.register_
-    summary = read_json(run.evaluation.summary)
-    if (split := summary["test"].get("split", "test")) != "test":
+    summary = Summary.read(run.evaluation.summary)
+    if (split := summary.test.split) != "test":
         raise UserError(
             f"{run.evaluation.summary}: scores on the split {split!r}, expected the test split's; run `amlp evaluate`."
         )
-    lineage = collect_lineage(params=params, root=root, test_hash=summary["test"]["hash"], data_md5=data_md5)
+    lineage = collect_lineage(params=params, root=root, test_hash=summary.test.hash, data_md5=data_md5)
 
     address = mlflow_uri(settings.tracking_uri)
     with connect(resolve_uri(address, root)) as client:
@@ -139,41 +141,39 @@ def register(
             )
             for kind, model in (("encoder", encoder), ("segmenter", segmenter)):
                 card = make_card(
-                    kind=kind, entry=model, encoder=encoder if kind == "segmenter" else None, params=params, root=root,
+                    kind=kind, model=model, encoder=encoder if kind == "segmenter" else None, params=params, root=root,
                     summary=summary, lineage=lineage, tags=tags or {}, run_id=run_id,
                 )  # fmt: skip
                 with tempfile.TemporaryDirectory() as folder:
                     write_card(Path(folder), card, root=root, tracking_uri=address)
                     client.log_artifacts(run_id, folder, f"{CARDS}/{kind}")
             for model in (encoder, segmenter):
-                client.set_registered_model_alias(model["name"], CANDIDATE, model["version"])
-                model["aliases"] = [CANDIDATE]
+                client.set_registered_model_alias(model.name, CANDIDATE, model.version)
 
-        registration = {
-            "tracking_uri": address,
-            "experiment": settings.experiment,
-            "parent_run_id": run_id,
-            "stage_runs": stage_runs,
-            "encoder": encoder,
-            "segmenter": segmenter,
-            "lineage": {**asdict(lineage), "encoder_version": encoder["version"]},
-        }
+        registration = Registration(
+            tracking_uri=address,
+            experiment=settings.experiment,
+            parent_run_id=run_id,
+            stage_runs=stage_runs,
+            encoder=replace(encoder, aliases=(CANDIDATE,)),
+            segmenter=replace(segmenter, aliases=(CANDIDATE,)),
+            lineage=RegisteredLineage(**asdict(lineage), encoder_version=encoder.version),
+        ).as_dict()
         write_json(run.registration, registration)
     for model in (encoder, segmenter):
-        logger.info(f"Registered {model['name']} version {model['version']}: {CANDIDATE}")
+        logger.info(f"Registered {model.name} version {model.version}: {CANDIDATE}")
     logger.info(f"Wrote {run.registration}")
     return registration
 
 
-def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _headline(summary: Summary) -> dict[str, Any]:
     """Each model's figures with the ends of their intervals, and the paired differences."""
     figures: dict[str, Any] = {}
-    for name, entry in {**summary["models"], **summary["paired"]}.items():
-        for figure, interval in entry.items():
-            if isinstance(interval, Mapping):
-                figures[f"test/{name}/{figure}"] = interval["mean"]
-                figures[f"test/{name}/{figure}_low"] = interval["low"]
-                figures[f"test/{name}/{figure}_high"] = interval["high"]
+    for name, scores in {**summary.models, **summary.paired}.items():
+        for figure, score in scores.items():
+            figures[f"test/{name}/{figure}"] = score.mean
+            figures[f"test/{name}/{figure}_low"] = score.low
+            figures[f"test/{name}/{figure}_high"] = score.high
     return figures
 
 
@@ -229,8 +229,8 @@ def _log_dataset(log: RunLog, *, stage: str, root: Path, lineage: Lineage) -> No
 
 
 def _register_models(
-    client: MlflowClient, run_id: str, *, params: Params, root: Path, summary: Mapping[str, Any], lineage: Lineage
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    client: MlflowClient, run_id: str, *, params: Params, root: Path, summary: Summary, lineage: Lineage
+) -> tuple[RegisteredModel, RegisteredModel]:
     """Log both models to the run and make a version of each, with tags and description, without aliases."""
     settings = params.register_
     encoder = _register_model(
@@ -243,8 +243,8 @@ def _register_models(
         tags=lineage.tags(),
     )
     client.update_model_version(
-        encoder["name"],
-        encoder["version"],
+        encoder.name,
+        encoder.version,
         "ViT encoder, pre-trained without labels. Takes images of any size, returns a feature vector of "
         f"{params.encoder.dim} for each. `data/encoder.pt` within is what fine-tuning starts from.",
     )
@@ -255,16 +255,16 @@ def _register_models(
         name=settings.segmenter_name,
         weights=RunFolder(root).segmenter.weights,
         signature=_segmenter_signature(),
-        tags={**lineage.tags(), "encoder_name": encoder["name"], "encoder_version": encoder["version"]},
+        tags={**lineage.tags(), "encoder_name": encoder.name, "encoder_version": encoder.version},
     )
-    dsc = summary["models"]["segmenter"]["dsc"]
-    interval = "" if dsc["low"] is None else f" [{dsc['low']:.3f}, {dsc['high']:.3f}]"
+    dsc = summary.models["segmenter"]["dsc"]
+    interval = "" if dsc.low is None else f" [{dsc.low:.3f}, {dsc.high:.3f}]"
     client.update_model_version(
-        segmenter["name"],
-        segmenter["version"],
-        f"Lesion segmenter on {encoder['name']} version {encoder['version']}. Takes images of any size, returns for "
+        segmenter.name,
+        segmenter.version,
+        f"Lesion segmenter on {encoder.name} version {encoder.version}. Takes images of any size, returns for "
         "each a mask of the same size, its area, the presence of a lesion and an uncertainty. "
-        f"Test DSC {dsc['mean']:.3f}{interval} on {summary['test']['cases']} images.",
+        f"Test DSC {dsc.mean:.3f}{interval} on {summary.test.cases} images.",
     )
     return encoder, segmenter
 
@@ -278,7 +278,7 @@ def _register_model(
     weights: Path,
     signature: ModelSignature,
     tags: Mapping[str, str],
-) -> dict[str, Any]:
+) -> RegisteredModel:
     mlflow = import_mlflow()
     tags = {**tags, "model_sha256": sha256(weights)}
     run = client.get_run(run_id)
@@ -303,7 +303,7 @@ def _register_model(
         tags=tags,
     )
     version = str(info.registered_model_version)
-    return {"name": name, "version": version, "model_id": model.model_id, "model_sha256": tags["model_sha256"]}
+    return RegisteredModel(name, version, tags["model_sha256"], model.model_id)
 
 
 def _encoder_signature() -> ModelSignature:

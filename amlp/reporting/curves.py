@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from amlp.evaluation.summary import Summary
 from amlp.files import read_json
 from amlp.layout import EncoderFolder, RunFolder
-from amlp.metrics.figures import MODELS
+from amlp.metrics.figures import MODELS, in_order
 from amlp.reporting.charts import Band, DotChart, LineChart
 from amlp.reporting.wording import number
 
 
-def charts_of(run: RunFolder, summary: Mapping[str, Any]) -> dict[str, Any]:
+def charts_of(run: RunFolder, summary: Summary) -> dict[str, Any]:
     from markupsafe import Markup
 
     pretraining = pd.read_csv(run.encoder.history)
@@ -69,13 +70,14 @@ def _probe_chart(encoder: EncoderFolder) -> Any:
     return Markup(LineChart(table["epoch"].tolist(), lines, label, f"Line chart. {label}; {described}").svg())
 
 
-def _cases_chart(run: RunFolder, summary: Mapping[str, Any]) -> str:
+def _cases_chart(run: RunFolder, summary: Summary) -> str:
     cases = pd.read_csv(run.evaluation.cases)
     cases = cases[cases["lesion_fraction"] > 0]
     rows = {}
-    for name, entry in summary["models"].items():
-        band = Band(**{key: entry["dsc_lesion"][key] for key in ("mean", "low", "high")})
-        if band.mean is not None:
+    for name in in_order(summary.models):
+        score = summary.models[name]["dsc_lesion"]
+        if score.mean is not None:
+            band = Band(mean=score.mean, low=score.low, high=score.high)
             rows[MODELS.get(name, name)] = (cases.loc[cases["model"] == name, "dsc"].tolist(), band)
     described = "; ".join(f"{name}: mean {number(band.mean)}" for name, (_, band) in rows.items())
     return DotChart(rows, "DSC of a test image with a lesion", f"Dot chart of the test images' DSC. {described}").svg()

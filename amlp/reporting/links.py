@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from amlp.files import read_json
+from amlp.registry.registration import Registration
 from amlp.registry.tracking import RunLog, connect, pipeline_tags, resolve_uri
 from amlp.storage import absolute, presigned, write
 
@@ -28,19 +28,18 @@ def write_links(page: Path, registration: Path) -> None:
         page: the file.
         registration: registration.json.
     """
-    found = read_json(registration)
-    root = os.environ.get(MLFLOW_PAGES) or found["tracking_uri"]
-    lines = [("Run", found["parent_run_id"], f"#/runs/{found['parent_run_id']}")]
-    for kind in ("encoder", "segmenter"):
-        model = found[kind]
-        place = f"#/models/{model['name']}/versions/{model['version']}"
-        lines.append((kind.capitalize(), f"{model['name']} version {model['version']}", place))
+    found = Registration.read(registration)
+    root = os.environ.get(MLFLOW_PAGES) or found.tracking_uri
+    lines = [("Run", found.parent_run_id, f"#/runs/{found.parent_run_id}")]
+    for kind, model in (("Encoder", found.encoder), ("Segmenter", found.segmenter)):
+        link = f"#/models/{model.name}/versions/{model.version}"
+        lines.append((kind, f"{model.name} version {model.version}", link))
     items = []
-    for kind, text, place in lines:
+    for kind, text, link in lines:
         shown = escape(text)
         # A database file has no pages, and no other scheme is one to click on.
         if urlsplit(root).scheme in ("http", "https"):
-            shown = f'<a href="{escape(root.rstrip("/"))}/{escape(place)}" target="_blank">{shown}</a>'
+            shown = f'<a href="{escape(root.rstrip("/"))}/{escape(link)}" target="_blank">{shown}</a>'
         items.append(f"<li>{kind}: {shown}</li>")
     page.write_text(
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>MLflow</title>\n<h1>MLflow</h1>\n<ul>\n'
@@ -50,27 +49,27 @@ def write_links(page: Path, registration: Path) -> None:
     )
 
 
-def share_page(page: Path, *, place: str, registration: Path) -> str:
+def share_page(page: Path, *, uri: str, registration: Path) -> str:
     """Put a page into S3, and a link that opens it without an account on its run in MLflow; returns the link.
 
     The link ends after 7 days; the page stays.
 
     Args:
         page: HTML.
-        place: s3://bucket/prefix.
+        uri: s3://bucket/prefix.
         registration: registration.json.
 
     Raises:
         UserError: S3 or MLflow can't be reached.
     """
-    found = read_json(registration)
-    name = next(iter(pipeline_tags().values()), found["parent_run_id"])
-    target = f"{absolute(place)}/{name}/report.html"
+    found = Registration.read(registration)
+    name = next(iter(pipeline_tags().values()), found.parent_run_id)
+    target = f"{absolute(uri)}/{name}/report.html"
     write(target, page.read_bytes())
     link = presigned(target, seconds=_DAYS * 24 * 3600, content_type="text/html; charset=utf-8")
     until = datetime.now(UTC) + timedelta(days=_DAYS)
-    with connect(resolve_uri(found["tracking_uri"], Path())) as client:
-        RunLog(client, found["parent_run_id"]).tags(
+    with connect(resolve_uri(found.tracking_uri, Path())) as client:
+        RunLog(client, found.parent_run_id).tags(
             {"report": target, "report_link": link, "report_link_until": f"{until:%Y-%m-%d %H:%M} UTC"}
         )
     logger.info(f"The report is at {target}")

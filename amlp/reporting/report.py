@@ -9,15 +9,17 @@ from typing import Any
 
 import pandas as pd
 
+from amlp.evaluation.summary import Summary
 from amlp.files import read_json, write_text
 from amlp.layout import RunFolder
 from amlp.metrics.patches import describe
 from amlp.params import Params
+from amlp.registry.registration import Registration
 from amlp.registry.tracking import connect, flatten, resolve_uri
 from amlp.reporting.curves import charts_of, diagnostics
 from amlp.reporting.pictures import embedded
 from amlp.reporting.provenance import dirty_note, lineage_rows, load_code, reproduce_code
-from amlp.reporting.results import headline, ordered, results, tiles
+from amlp.reporting.results import headline, results, tiles
 from amlp.reporting.wording import duration, number
 
 logger = logging.getLogger(__name__)
@@ -78,12 +80,12 @@ def report(*, params: Params, root: Path, out: Path) -> None:
     write_text(out, page)
     logger.info(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     if run.registration.is_file():
-        _attach(out, read_json(run.registration), root)
+        _attach(out, Registration.read(run.registration), root)
 
 
-def _attach(page: Path, registration: Mapping[str, Any], root: Path) -> None:
+def _attach(page: Path, registration: Registration, root: Path) -> None:
     """Add the page to the run's artifacts; without MLflow the page is still good, so that is no error."""
-    uri = resolve_uri(registration["tracking_uri"], root)
+    uri = resolve_uri(registration.tracking_uri, root)
     database = Path(uri.removeprefix("sqlite:///"))
     # MLflow would make a new, empty database.
     if uri.startswith("sqlite:") and not database.is_file():
@@ -91,17 +93,17 @@ def _attach(page: Path, registration: Mapping[str, Any], root: Path) -> None:
         return
     try:
         with connect(uri) as client:
-            client.log_artifact(registration["parent_run_id"], str(page))
+            client.log_artifact(registration.parent_run_id, str(page))
     except Exception as error:  # Whatever the store raises: an unreachable server, a deleted run.
         logger.info(f"Not attached to the MLflow run: {error}")
 
 
 def _context(params: Params, run: RunFolder) -> dict[str, Any]:
     """Collect what the template shows."""
-    summary = ordered(read_json(run.evaluation.summary))
-    registration = read_json(run.registration) if run.registration.is_file() else None
+    summary = Summary.read(run.evaluation.summary)
+    registration = Registration.read(run.registration) if run.registration.is_file() else None
     index = pd.read_parquet(run.shards.index)
-    confidence = f"{summary['confidence'] * 100:g}%"
+    confidence = f"{summary.confidence * 100:g}%"
     return {
         "source": _source(params),
         "headline": headline(summary, confidence),

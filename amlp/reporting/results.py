@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from amlp.evaluation.summary import Score, Scores, Summary
 from amlp.metrics.figures import FIGURES, MODELS, in_order
+from amlp.registry.registration import Registration
 from amlp.reporting.wording import number, signed, with_interval
 
 
-def ordered(summary: dict[str, Any]) -> dict[str, Any]:
-    """Bring the models into the order in which they are shown."""
-    return {**summary, "models": {name: summary["models"][name] for name in in_order(summary["models"])}}
-
-
-def headline(summary: Mapping[str, Any], confidence: str) -> str:
-    test, models = summary["test"], summary["models"]
+def headline(summary: Summary, confidence: str) -> str:
+    test, models = summary.test, summary.models
     text = (
-        f"On {test['cases']} test images from {test['groups']} groups that no training image belongs to, the "
+        f"On {test.cases} test images from {test.groups} groups that no training image belongs to, the "
         f"segmenter's mean DSC is {with_interval(models['segmenter']['dsc'], confidence)}."
     )
     others = [
-        f"{words} reaches {number(models[name]['dsc']['mean'])}"
+        f"{words} reaches {number(models[name]['dsc'].mean)}"
         for name, words in (
             ("scratch", "the same network without pre-training"),
             ("threshold", "the best single grey-value threshold"),
@@ -31,64 +27,67 @@ def headline(summary: Mapping[str, Any], confidence: str) -> str:
     return f"{text} For comparison, {', and '.join(others)}." if others else text
 
 
-def tiles(summary: Mapping[str, Any], registration: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    tiles = [
+def tiles(summary: Summary, registration: Registration | None) -> list[dict[str, str]]:
+    shown = [
         {
             "label": f"DSC, {MODELS.get(name, name)}",
-            "value": number(entry["dsc"]["mean"]),
-            "detail": f"{number(entry['dsc_lesion']['mean'])} on images with a lesion",
+            "value": number(scores["dsc"].mean),
+            "detail": f"{number(scores['dsc_lesion'].mean)} on images with a lesion",
         }
-        for name, entry in summary["models"].items()
+        for name, scores in _ordered(summary)
     ]
     if registration:
-        segmenter = registration["segmenter"]
-        tiles.append(
+        segmenter = registration.segmenter
+        shown.append(
             {
-                "label": segmenter["name"],
-                "value": f"version {segmenter['version']}",
-                "detail": ", ".join(segmenter["aliases"]),
+                "label": segmenter.name,
+                "value": f"version {segmenter.version}",
+                "detail": ", ".join(segmenter.aliases),
             }
         )
-    return tiles
+    return shown
 
 
-def results(summary: Mapping[str, Any], confidence: str) -> dict[str, Any]:
-    models = summary["models"]
+def _ordered(summary: Summary) -> list[tuple[str, Scores]]:
+    return [(name, summary.models[name]) for name in in_order(summary.models)]
+
+
+def results(summary: Summary, confidence: str) -> dict[str, Any]:
+    """Collect the table, and what the differences mean."""
+    models = _ordered(summary)
     rows = []
     for figure, label in FIGURES.items():
-        means = [entry[figure]["mean"] for entry in models.values()]
-        known = [mean for mean in means if mean is not None]
+        known = [mean for _, scores in models if (mean := scores[figure].mean) is not None]
         best = (max if label.larger_is_better else min)(known) if known else None
-        cells = [{"entry": entry[figure], "best": entry[figure]["mean"] == best} for entry in models.values()]
+        cells = [{"entry": scores[figure], "best": scores[figure].mean == best} for _, scores in models]
         if known:
             rows.append({"label": label.text, "digits": label.digits, "cells": cells})
     undefined = [
-        f"{entry['hd95']['undefined']} ({MODELS.get(name, name)})"
-        for name, entry in models.items()
-        if entry["hd95"]["undefined"]
+        f"{scores['hd95'].undefined} ({MODELS.get(name, name)})" for name, scores in models if scores["hd95"].undefined
     ]
     return {
-        "models": [{"title": MODELS.get(name, name)} for name in models],
+        "models": [{"title": MODELS.get(name, name)} for name, _ in models],
         "figures": rows,
-        "rule": summary["rule"],
+        "rule": summary.rule,
         "undefined": ", ".join(undefined),
         "comparisons": [
-            _comparison(name, entry["dsc"], confidence)
-            for name, entry in summary["paired"].items()
-            if entry["dsc"]["mean"] is not None
+            _comparison(name, scores["dsc"], confidence)
+            for name, scores in summary.paired.items()
+            if scores["dsc"].mean is not None
         ],
     }
 
 
-def _comparison(name: str, difference: Mapping[str, Any], confidence: str) -> dict[str, Any]:
+def _comparison(name: str, difference: Score, confidence: str) -> dict[str, Any]:
     """Say what a paired difference of DSC means; its interval decides."""
     subject, other = {
         "segmenter-scratch": ("Pre-training", "the same network trained from scratch"),
         "segmenter-threshold": ("The segmenter", "the best single threshold"),
     }.get(name, (name, "the other"))
-    low, high = difference["low"], difference["high"]
-    detail = f"DSC {signed(difference['mean'])} on the same images"
-    if low is None:
+    low, high = difference.low, difference.high
+    assert difference.mean is not None
+    detail = f"DSC {signed(difference.mean)} on the same images"
+    if low is None or high is None:
         return {"text": f"{subject} against {other}: {detail}; too few groups for an interval.", "warn": True}
     interval = f"the {confidence} interval is {signed(low)} to {signed(high)}"
     if low > 0:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from amlp.evaluation.summary import Score
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -14,10 +13,10 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def with_interval(entry: Mapping[str, Any], confidence: str) -> str:
-    if entry["low"] is None:
-        return number(entry["mean"])
-    return f"{number(entry['mean'])} ({confidence} interval {number(entry['low'])} to {number(entry['high'])})"
+def with_interval(score: Score, confidence: str) -> str:
+    if score.low is None:
+        return number(score.mean)
+    return f"{number(score.mean)} ({confidence} interval {number(score.low)} to {number(score.high)})"
 
 
 def duration(seconds: float) -> str:

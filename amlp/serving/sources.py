@@ -32,13 +32,13 @@ class Source:
         return self.name.lower().endswith(VOLUMES)
 
 
-def list_sources(place: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Source], int]:
+def list_sources(path: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Source], int]:
     """Find pictures and volumes in a folder and its subfolders, or take one file.
 
     Hidden files and folders, and links to folders, are passed over.
 
     Args:
-        place: folder or file.
+        path: folder or file.
         exclude: patterns as in a shell, of names relative to the folder; `*` stands for slashes too.
 
     Returns:
@@ -47,17 +47,17 @@ def list_sources(place: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Sour
     Raises:
         UserError: there is nothing to segment, or two masks would have the same name.
     """
-    if place.is_file():
-        names, base = [place.name], place.parent
-    elif place.is_dir():
-        names, base = sorted(_walk(place)), place
+    if path.is_file():
+        names, base = [path.name], path.parent
+    elif path.is_dir():
+        names, base = sorted(_walk(path)), path
     else:
-        raise UserError(f"{place}: no such file or folder.")
+        raise UserError(f"{path}: no such file or folder.")
     chosen = [name for name in names if name.lower().endswith(PICTURES + VOLUMES)]
     chosen = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in exclude)]
     if not chosen:
         kinds = ", ".join(PICTURES + VOLUMES)
-        raise UserError(f"{place}: no file to segment among {len(names)}; expected {kinds}, not all excluded.")
+        raise UserError(f"{path}: no file to segment among {len(names)}; expected {kinds}, not all excluded.")
     sources = [Source(base / name, name, mask) for name, mask in zip(chosen, _mask_names(chosen), strict=True)]
     return sources, len(names) - len(chosen)
 

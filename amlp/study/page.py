@@ -40,13 +40,13 @@ def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> N
         pictures["examples"] = examples.name
 
     parts = [_head(results, shards), _verdicts(results)]
-    parts += ["## Scores", _how_to_read(results), _picture(pictures, "dsc", "DSC of each arm with its interval")]
+    parts += ["## Scores", _how_to_read(results), _picture(pictures, "dsc", "DSC of each variant with its interval")]
     for fraction in sorted({cell.fraction for cell in results.cells}):
         parts += [_scores(results, fraction), _differences(results, fraction)]
     if "fractions" in pictures:
         parts += ["## Label efficiency", _picture(pictures, "fractions", "DSC against the share of the labels")]
     if "examples" in pictures and other:
-        titles = [escape(results.study.title(arm)) for arm in (other, results.study.file.reference)]
+        titles = [escape(results.study.title(variant)) for variant in (other, results.study.file.reference)]
         kind = "Test" if results.scored.split == "test" else "Unused training"
         alt = f"{kind} images with the true outline and those of {' and '.join(titles)}"
         parts += [f"## {kind} images", _picture(pictures, "examples", alt)]
@@ -57,10 +57,10 @@ def write_page(results: Results, page: Path, *, shards: Path, ingest: Path) -> N
 
 
 def _compared_with(results: Results) -> str | None:
-    """The arm that the first aim compares the reference with, or else the first other arm."""
+    """The variant that the first aim compares the reference with, or else the first other variant."""
     reference = results.study.file.reference
     aims = [aim.than for aim in results.study.file.aims if aim.better == reference]
-    others = [arm for arm in results.study.file.arms if arm != reference]
+    others = [variant for variant in results.study.file.variants if variant != reference]
     return next(iter([*aims, *others]), None)
 
 
@@ -132,7 +132,7 @@ def _verdicts(results: Results) -> str:
 
 
 def _aim(results: Results, aim: Aim) -> str:
-    better, than = (escape(results.study.title(arm)) for arm in (aim.better, aim.than))
+    better, than = (escape(results.study.title(variant)) for variant in (aim.better, aim.than))
     return f"{better} over {than}, {aim.fraction:.0%} of the labels, {FIGURES[aim.figure].text}"
 
 
@@ -154,18 +154,18 @@ def _how_to_read(results: Results) -> str:
 
 
 def _scores(results: Results, fraction: float) -> str:
-    arms = results.arms(fraction)
-    units = [unit for arm in arms for unit in results.units("finetune", arm, fraction)]
+    variants = results.variants(fraction)
+    units = [unit for variant in variants for unit in results.units("finetune", variant, fraction)]
     labelled = sorted({int(results.metrics([unit], "labelled_images")) for unit in units})
     images = " to ".join(map(str, dict.fromkeys([*labelled[:1], *labelled[-1:]])))
     images += ", others for each seed:" if fraction < 1 else ""
     rows = []
-    for arm in arms:
-        figures = {figure: results.estimate(arm, fraction, figure) for figure in FIGURES}
+    for variant in variants:
+        figures = {figure: results.estimate(variant, fraction, figure) for figure in FIGURES}
         dsc, hd95 = figures["dsc"], figures["hd95"].headline
         rows.append(
             [
-                escape(results.study.title(arm)),
+                escape(results.study.title(variant)),
                 str(len(dsc.by_seed)),
                 _with_interval(dsc) + _mark(dsc),
                 _spread(dsc),
@@ -177,7 +177,7 @@ def _scores(results: Results, fraction: float) -> str:
             ]
         )
     names = {figure: label.text for figure, label in FIGURES.items()}
-    head = ["arm", "seeds", names["dsc"], "by seed", names["dsc_lesion"], names["ppv"], names["sensitivity"]]
+    head = ["variant", "seeds", names["dsc"], "by seed", names["dsc_lesion"], names["ppv"], names["sensitivity"]]
     head += [f"{names['hd95']} (defined for)", names["false_positive_rate"]]
     title = f"### {fraction:.0%} of the labels: {images} labelled training images, with a lesion or without"
     return f"{title}\n\n" + table(head, rows)
@@ -186,15 +186,15 @@ def _scores(results: Results, fraction: float) -> str:
 def _differences(results: Results, fraction: float) -> str:
     reference = results.study.file.reference
     rows = []
-    for arm in results.arms(fraction):
-        if arm == reference:
+    for variant in results.variants(fraction):
+        if variant == reference:
             continue
-        dsc, lesion = (results.difference(reference, arm, fraction, figure) for figure in ("dsc", "dsc_lesion"))
+        dsc, lesion = (results.difference(reference, variant, fraction, figure) for figure in ("dsc", "dsc_lesion"))
         if dsc is None or lesion is None:
             continue
         rows.append(
             [
-                escape(results.study.title(arm)),
+                escape(results.study.title(variant)),
                 str(len(dsc.by_seed)),
                 _with_interval(dsc, sign=True) + _mark(dsc),
                 _range(dsc.groups_only, sign=True),
@@ -207,7 +207,7 @@ def _differences(results: Results, fraction: float) -> str:
     dsc_name, lesion_name = FIGURES["dsc"].text, FIGURES["dsc_lesion"].text
     head = ["less", "seeds in pairs", dsc_name, "groups alone", "by seed", lesion_name]
     title = escape(results.study.title(reference))
-    return f"{title} less each other arm, in pairs of the same image and seed:\n\n" + table(head, rows)
+    return f"{title} less each other variant, in pairs of the same image and seed:\n\n" + table(head, rows)
 
 
 def _picture(pictures: dict[str, str], name: str, alt: str) -> str:

@@ -30,18 +30,18 @@ _EXAMPLES = 2
 
 
 def draw_scores(path: Path, results: Results) -> None:
-    """Each arm's DSC over all scored images: mean, interval, and a small dot a seed; a panel a label fraction."""
+    """Each variant's DSC over all scored images: mean, interval, and a small dot a seed; a panel a label fraction."""
     from matplotlib.figure import Figure
 
     fractions = sorted({cell.fraction for cell in results.cells})
-    rows = max(len(results.arms(fraction)) for fraction in fractions)
+    rows = max(len(results.variants(fraction)) for fraction in fractions)
     figure = Figure(figsize=(9, 1.1 + 0.32 * rows), layout="constrained", dpi=120)
     for axes, fraction in zip(figure.subplots(1, len(fractions), squeeze=False)[0], fractions, strict=True):
-        arms = results.arms(fraction)
-        for row, arm in enumerate(arms):
-            estimate = results.estimate(arm, fraction, "dsc")
+        variants = results.variants(fraction)
+        for row, variant in enumerate(variants):
+            estimate = results.estimate(variant, fraction, "dsc")
             band = estimate.headline
-            colour = "#d55e00" if arm == results.study.file.reference else "#0072b2"
+            colour = "#d55e00" if variant == results.study.file.reference else "#0072b2"
             if not math.isnan(band.low):
                 # One training's interval lacks the randomness of training, and is drawn thin.
                 width = 2.5 if estimate.seeds_resampled else 1.0
@@ -49,8 +49,10 @@ def draw_scores(path: Path, results: Results) -> None:
             axes.plot(band.mean, row, marker="D", markersize=6, color=colour)
             seeds = list(estimate.by_seed.values())
             axes.plot(seeds, [row + 0.25] * len(seeds), "o", markersize=3.5, color="#777777")
-        axes.set_yticks(range(len(arms)), [_plain(results.study.title(arm)) for arm in arms], fontsize=8)
-        axes.set_ylim(len(arms) - 0.4, -0.6)
+        axes.set_yticks(
+            range(len(variants)), [_plain(results.study.title(variant)) for variant in variants], fontsize=8
+        )
+        axes.set_ylim(len(variants) - 0.4, -0.6)
         axes.set_title(f"{fraction:.0%} of the labels", fontsize=10)
         axes.set_xlabel(FIGURES["dsc"].text)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -59,27 +61,31 @@ def draw_scores(path: Path, results: Results) -> None:
 
 
 def draw_fractions(path: Path, results: Results) -> bool:
-    """DSC against the share of labels, of the arms that were trained with several; False where there is none."""
+    """DSC against the share of labels, of the variants that were trained with several; False where there is none."""
     from matplotlib.figure import Figure
 
     lines = {
-        arm: fractions
-        for arm in results.study.file.arms
-        if len(fractions := sorted({cell.fraction for cell in results.cells if cell.arm == arm})) > 1
+        variant: fractions
+        for variant in results.study.file.variants
+        if len(fractions := sorted({cell.fraction for cell in results.cells if cell.variant == variant})) > 1
     }
-    # Arms of one seed would hide the others, unless there are no others.
-    several = {arm: fractions for arm, fractions in lines.items() if len(results.seeds(arm, fractions[0])) > 1}
+    # Variants of one seed would hide the others, unless there are no others.
+    several = {
+        variant: fractions for variant, fractions in lines.items() if len(results.seeds(variant, fractions[0])) > 1
+    }
     lines = several or lines
     if not lines:
         return False
     figure = Figure(figsize=(7, 4), layout="constrained", dpi=120)
     axes = figure.subplots()
-    for number, (arm, fractions) in enumerate(lines.items()):
+    for number, (variant, fractions) in enumerate(lines.items()):
         colour, marker = _STYLES[number % len(_STYLES)]
-        bands = [results.estimate(arm, fraction, "dsc").headline for fraction in fractions]
+        bands = [results.estimate(variant, fraction, "dsc").headline for fraction in fractions]
         # Moved a little apart, or intervals hide each other.
         x = [fraction * (1 + 0.02 * (number - len(lines) / 2)) for fraction in fractions]
-        axes.plot(x, [band.mean for band in bands], color=colour, marker=marker, label=_plain(results.study.title(arm)))
+        axes.plot(
+            x, [band.mean for band in bands], color=colour, marker=marker, label=_plain(results.study.title(variant))
+        )
         for at, band in zip(x, bands, strict=True):
             axes.plot([at, at], [band.low, band.high], color=colour, linewidth=1, alpha=0.7)
     axes.set_xscale("log")
@@ -95,10 +101,10 @@ def draw_fractions(path: Path, results: Results) -> bool:
 
 
 def draw_examples(path: Path, results: Results, *, other: str, ingest: Path, shards: Path) -> Cell | None:
-    """Outlines of the reference arm and another on the scored images where they differ most, and least, in DSC.
+    """Outlines of the reference variant and another on the scored images where they differ most, and least, in DSC.
 
     Returns:
-        The reference arm's cell that is shown: fewest labels, first seed; None where no such pair of models is there.
+        The reference's cell that is shown: fewest labels, first seed; None where no such pair of models is there.
     """
     pairs = [
         (Cell(other, fraction, seed), Cell(results.study.file.reference, fraction, seed))
@@ -117,7 +123,7 @@ def draw_examples(path: Path, results: Results, *, other: str, ingest: Path, sha
     for cell, table in zip(cells, tables, strict=True):
         file = _model(results, cell)
         assert file is not None
-        models[results.study.title(cell.arm)] = (Predictor.load(file), table)
+        models[results.study.title(cell.variant)] = (Predictor.load(file), table)
     split = "test" if results.scored.split == "test" else "train"
     paths = ShardedSplit.open(shards, split).index.set_index("case_id")[["image", "mask"]]
     examples = []
@@ -143,7 +149,7 @@ def _model(results: Results, cell: Cell) -> Path | None:
 def _dsc(results: Results, cell: Cell) -> pd.Series:
     """DSC of the scored images with a lesion, by case id."""
     table = results.cases
-    chosen = (table["arm"] == cell.arm) & (table["fraction"] == cell.fraction) & (table["seed"] == cell.seed)
+    chosen = (table["variant"] == cell.variant) & (table["fraction"] == cell.fraction) & (table["seed"] == cell.seed)
     return table[chosen].set_index("case_id")["dsc_lesion"].dropna()
 
 

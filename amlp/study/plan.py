@@ -1,17 +1,17 @@
 """What a study compares, read from its file, and the units of work that it takes.
 
-A unit is one run of a stage: `pretrain` (arm, seed), `finetune` and `score` (arm, label fraction, seed). It is named by
-a hash of all parameters that determine its result, so arms that pre-train alike share one pre-training, and a changed
-parameter makes another unit instead of overwriting this one.
+A unit is one run of a stage: `pretrain` (variant, seed), `finetune` and `score` (variant, label fraction, seed). It is
+named by a hash of all parameters that determine its result, so variants that pre-train alike share one pre-training,
+and a changed parameter makes another unit instead of overwriting this one.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from amlp.training.state import run_digest
 Kind = Literal["pretrain", "finetune", "score"]
 Scored = Literal["test", "unused"]
 LabelFraction = Annotated[float, Field(gt=0.0, le=1.0)]
-# What an arm can't set: data are prepared once for all arms, and the study itself sets the rest.
+# What a variant can't set: data are prepared once for all variants, and the study itself sets the rest.
 _SHARED = ("ingest", "validate", "preprocess", "scores", "seed", "register")
 _STUDYS = ("finetune.label_fraction", "finetune.network")
 Name = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=60)]
@@ -30,14 +30,14 @@ Name = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=60)]
 Overrides = dict[str, Any]
 
 
-class Arm(Section):
+class Variant(Section):
     """One way to train."""
 
     title: str
     pretrain: bool = True
     network: Literal["vit", "unet"] = "vit"
     params: Overrides = Field(default_factory=dict)
-    # Factor on the epochs of fine-tuning, to give an arm as much computation as one that pre-trains.
+    # Factor on the epochs of fine-tuning, to give a variant as much computation as one that pre-trains.
     longer: PositiveFloat = 1.0
     # Label fractions that it is trained with; all of the study's unless given.
     fractions: Annotated[list[LabelFraction], Field(min_length=1)] | None = None
@@ -57,16 +57,18 @@ class Aim(Section):
 
 
 class StudyFile(Section):
-    """A study as its file tells it."""
+    """A study as its file describes it."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"arms": "variants"}
 
     name: Name
     title: str
-    # Parameters that all arms start from; seen from the study's file.
+    # Parameters that all variants start from; seen from the study's file.
     recipe: str
     overrides: Overrides = Field(default_factory=dict)
-    # The arm that all others are compared with.
+    # The variant that all others are compared with.
     reference: Name
-    arms: Annotated[dict[Name, Arm], Field(min_length=1)]
+    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     # Label fraction -> overrides of the section `finetune`, for few labels take more epochs.
     fractions: Annotated[dict[LabelFraction, Overrides], Field(min_length=1)]
     aims: list[Aim] = Field(default_factory=list)
@@ -80,7 +82,7 @@ class StudyFile(Section):
 class Cell(NamedTuple):
     """One trained and scored model."""
 
-    arm: str
+    variant: str
     fraction: float
     seed: int
 
@@ -89,11 +91,11 @@ class Cell(NamedTuple):
 class Unit:
     """One run of a stage.
 
-    `arm`, `fraction` and `seed` are those of the first cell that asks for it; `needs` must be finished before.
+    `variant`, `fraction` and `seed` are those of the first cell that asks for it; `needs` must be finished before.
     """
 
     kind: Kind
-    arm: str
+    variant: str
     fraction: float | None
     seed: int
     params: Params
@@ -107,7 +109,7 @@ class Unit:
     @property
     def title(self) -> str:
         fraction = "" if self.fraction is None else f" {self.fraction:g}"
-        return f"{self.kind} {self.arm}{fraction} seed {self.seed}"
+        return f"{self.kind} {self.variant}{fraction} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Study:
-    """A study with the values that its arms start from."""
+    """A study with the values that its variants start from."""
 
     file: StudyFile
     path: Path
     base: Mapping[str, Any]
 
-    def params(self, arm: str, fraction: float, seed: int) -> Params:
-        """Lay an arm's and a fraction's values over the base; later ones win, the fraction's last."""
-        chosen = self.file.arms[arm]
+    def params(self, variant: str, fraction: float, seed: int) -> Params:
+        """Lay a variant's and a fraction's values over the base; later ones win, the fraction's last."""
+        chosen = self.file.variants[variant]
         values = copy.deepcopy(dict(self.base))
         _lay_over(values, self.file.overrides)
         _lay_over(values, {"finetune.network": chosen.network} | chosen.params)
@@ -137,10 +139,10 @@ class Study:
         _lay_over(values, {"finetune.label_fraction": fraction, "seed": seed})
         if chosen.longer != 1:
             _lay_over(values, {"finetune.epochs": round(values["finetune"]["epochs"] * chosen.longer)})
-        return parse_params(values, f"{self.path}: arm {arm} at {fraction:g}")
+        return parse_params(values, f"{self.path}: variant {variant} at {fraction:g}")
 
-    def title(self, arm: str) -> str:
-        return self.file.arms[arm].title
+    def title(self, variant: str) -> str:
+        return self.file.variants[variant].title
 
 
 def load_study(path: Path) -> Study:
@@ -154,53 +156,64 @@ def load_study(path: Path) -> Study:
         raise UserError(f"{path}: not found; give a study's file, such as studies/busi-cpu.yaml.")
     file = parse_section(StudyFile, read_mapping(path), str(path))
     study = Study(file, path, load_params(path.parent / file.recipe).model_dump(by_alias=True))
-    problems = []
-    for place, arm in [("reference", file.reference)] + [
-        (f"aims.{number}.{side}", name)
-        for number, aim in enumerate(file.aims)
-        for side, name in (("better", aim.better), ("than", aim.than))
-    ]:
-        if arm not in file.arms:
-            problems.append(f"{place}: no arm {arm!r}; arms: {', '.join(file.arms)}")
+    problems = [*_name_problems(file), *_fraction_problems(file)]
+    for name in file.variants:
+        problems += _variant_problems(study, name)
+    if problems:
+        raise ListedError(f"{path}: {len(problems)} problem(s)", problems, "Correct them and run again.")
+    return study
+
+
+def _name_problems(file: StudyFile) -> Iterator[str]:
+    """Say where the reference and the aims name variants that the study does not have."""
+    named = {"reference": file.reference}
+    for number, aim in enumerate(file.aims):
+        named |= {f"aims.{number}.better": aim.better, f"aims.{number}.than": aim.than}
+        if aim.better == aim.than:
+            yield f"aims.{number}: {aim.better} is compared with itself"
+    for key, variant in named.items():
+        if variant not in file.variants:
+            yield f"{key}: no variant {variant!r}; variants: {', '.join(file.variants)}"
+
+
+def _fraction_problems(file: StudyFile) -> Iterator[str]:
+    """Say which label fractions the aims can't be judged at, or can't be scored."""
     for number, aim in enumerate(file.aims):
         if aim.fraction not in file.fractions:
             known = ", ".join(f"{fraction:g}" for fraction in file.fractions)
-            problems.append(f"aims.{number}.fraction: no fraction {aim.fraction:g}; fractions: {known}")
-        if aim.better == aim.than:
-            problems.append(f"aims.{number}: {aim.better} is compared with itself")
-        for arm in {aim.better, aim.than} & file.arms.keys():
-            trained = file.arms[arm].fractions
+            yield f"aims.{number}.fraction: no fraction {aim.fraction:g}; fractions: {known}"
+        for variant in {aim.better, aim.than} & file.variants.keys():
+            trained = file.variants[variant].fractions
             if trained is not None and aim.fraction not in trained:
-                problems.append(f"aims.{number}: arm {arm} is not trained with fraction {aim.fraction:g}")
-    problems += [
-        f"fractions.{fraction:g}: scored: unused needs fractions below 1, for all labels leave no image unused"
-        for fraction in file.fractions
-        if file.scored == "unused" and fraction == 1.0
-    ]
-    for name, chosen in file.arms.items():
-        if chosen.pretrain and chosen.network != "vit":
-            problems.append(f"arms.{name}: network {chosen.network} has nothing to pre-train; set pretrain: false")
-        if unknown := set(chosen.fractions or ()) - file.fractions.keys():
-            problems.append(f"arms.{name}.fractions: the study has no fraction {', '.join(map(str, sorted(unknown)))}")
-        for key in chosen.params:
-            if key.split(".")[0] in _SHARED:
-                problems.append(f"arms.{name}.params.{key}: the same for all arms; set it in the recipe")
-            elif key in _STUDYS:
-                problems.append(f"arms.{name}.params.{key}: the study sets it, by `fractions` and `network`")
-        for fraction in chosen.fractions or file.fractions:
-            for key in file.fractions.get(fraction, {}):
-                if f"finetune.{key}" in chosen.params:
-                    problems.append(f"arms.{name}.params.finetune.{key}: fractions.{fraction:g} sets it for all arms")
-        if len(set(chosen.seeds)) < len(chosen.seeds):
-            problems.append(f"arms.{name}.seeds: a seed stands twice, got {chosen.seeds}")
-        for fraction in file.fractions:
-            try:
-                study.params(name, fraction, chosen.seeds[0])
-            except ListedError as error:
-                problems += [f"arm {name} at {fraction:g}: {problem}" for problem in error.problems]
-    if problems:
-        raise ListedError(f"{path}: {len(problems)} problem(s)", problems, "Mend them and run again.")
-    return study
+                yield f"aims.{number}: variant {variant} is not trained with fraction {aim.fraction:g}"
+    if file.scored == "unused" and 1.0 in file.fractions:
+        yield "fractions.1: scored: unused needs fractions below 1, because all labels leave no image unused"
+
+
+def _variant_problems(study: Study, name: str) -> Iterator[str]:
+    """Say what a variant sets that it can't, or that does not fit the rest of the study."""
+    file, chosen = study.file, study.file.variants[name]
+    key = f"variants.{name}"
+    if chosen.pretrain and chosen.network != "vit":
+        yield f"{key}: network {chosen.network} has nothing to pre-train; set pretrain: false"
+    if unknown := set(chosen.fractions or ()) - file.fractions.keys():
+        yield f"{key}.fractions: the study has no fraction {', '.join(map(str, sorted(unknown)))}"
+    if len(set(chosen.seeds)) < len(chosen.seeds):
+        yield f"{key}.seeds: a seed is given twice, got {chosen.seeds}"
+    for parameter in chosen.params:
+        if parameter.split(".")[0] in _SHARED:
+            yield f"{key}.params.{parameter}: the same for all variants; set it in the recipe"
+        elif parameter in _STUDYS:
+            yield f"{key}.params.{parameter}: the study sets it, by `fractions` and `network`"
+    for fraction in chosen.fractions or file.fractions:
+        for setting in file.fractions.get(fraction, {}):
+            if f"finetune.{setting}" in chosen.params:
+                yield f"{key}.params.finetune.{setting}: fractions.{fraction:g} sets it for all variants"
+    for fraction in file.fractions:
+        try:
+            study.params(name, fraction, chosen.seeds[0])
+        except ListedError as error:
+            yield from (f"variant {name} at {fraction:g}: {problem}" for problem in error.problems)
 
 
 def _lay_over(values: dict[str, Any], overrides: Overrides) -> None:
@@ -216,27 +229,27 @@ def _lay_over(values: dict[str, Any], overrides: Overrides) -> None:
 
 
 def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
-    """List the units of a study, the most telling first: seed by seed, few labels before many, the arms in file order.
+    """List the units of a study, the most telling first: seed by seed, few labels before many, variants in file order.
 
     Args:
         study: the study.
-        only: filters such as "arm=full,scratch", "fraction=0.1" or "seed=0"; a cell must pass all of them.
+        only: filters such as "variant=full,scratch", "fraction=0.1" or "seed=0"; a cell must pass all of them.
 
     Raises:
         UserError: a filter names nothing of this study.
     """
-    arms = study.file.arms
+    variants = study.file.variants
     wanted = [
-        Cell(arm, fraction, seed)
-        for seed in sorted({seed for chosen in arms.values() for seed in chosen.seeds})
+        Cell(variant, fraction, seed)
+        for seed in sorted({seed for chosen in variants.values() for seed in chosen.seeds})
         for fraction in sorted(study.file.fractions)
-        for arm, chosen in arms.items()
+        for variant, chosen in variants.items()
         if seed in chosen.seeds and (chosen.fractions is None or fraction in chosen.fractions)
     ]
     for text in only:
         key, _, values = text.partition("=")
         if key not in Cell._fields:
-            raise UserError(f"--only {text}: expected arm=..., fraction=... or seed=...")
+            raise UserError(f"--only {text}: expected variant=..., fraction=... or seed=...")
         known = {_plain(str(getattr(cell, key))) for cell in wanted}
         asked = {_plain(value) for value in values.split(",")}
         if asked - known:
@@ -250,12 +263,12 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         params = study.params(*cell)
         shared = (params.seed, params.encoder.model_dump())
         pretraining = None
-        if arms[cell.arm].pretrain:
+        if variants[cell.variant].pretrain:
             digest = run_digest("pretrain", *shared, params.pretrain.model_dump())
-            pretraining = Unit("pretrain", cell.arm, None, cell.seed, params, None, digest)
+            pretraining = Unit("pretrain", cell.variant, None, cell.seed, params, None, digest)
             pretraining = units.setdefault(pretraining.name, pretraining)
         start = pretraining.digest if pretraining else None
-        digest = run_digest("finetune", *shared, params.finetune.model_dump(), start)
+        digest = run_digest("finetune", *shared, _as_ever(params.finetune), start)
         finetuning = Unit("finetune", *cell, params, pretraining, digest)
         finetuning = units.setdefault(finetuning.name, finetuning)
         # Named as ever where it is the test split, so that what is finished stays so.
@@ -264,6 +277,12 @@ def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
         scoring = Unit("score", *cell, params, finetuning, digest)
         cells[cell] = units.setdefault(scoring.name, scoring)
     return Plan(tuple(units.values()), cells, study.file.scored)
+
+
+def _as_ever(section: Section) -> dict[str, Any]:
+    """Return a section's values by the earliest names of its keys, so that finished units are still found."""
+    earlier = {today: name for name, today in section.RENAMED.items()}
+    return {earlier.get(name, name): value for name, value in section.model_dump().items()}
 
 
 def _plain(value: str) -> str:

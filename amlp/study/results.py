@@ -13,6 +13,7 @@ import pandas as pd
 
 from amlp.errors import UserError
 from amlp.evaluation.evaluate import with_figures
+from amlp.evaluation.summary import ScoredImages, Summary
 from amlp.files import read_json
 from amlp.layout import EncoderFolder, EvaluationFolder
 from amlp.metrics.bootstrap import Interval, crossed_bootstrap
@@ -44,7 +45,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an aim is met; no estimate while one of its arms is not finished at its fraction."""
+    """Whether an aim is met; no estimate while one of its variants is not finished at its fraction."""
 
     aim: Aim
     estimate: Estimate | None
@@ -70,7 +71,7 @@ class Results:
     """The finished part of a study.
 
     Args:
-        cases: rows of all cells' cases.csv with arm, fraction and seed, and all figures as columns.
+        cases: rows of all cells' cases.csv with variant, fraction and seed, and all figures as columns.
         scored: on what; `unused` images differ from cell to cell, unless fraction and seed are the same.
         stale: units whose code, data or input has changed since.
     """
@@ -85,28 +86,28 @@ class Results:
     stale: tuple[Unit, ...]
     settings: EvaluateParams
 
-    def seeds(self, arm: str, fraction: float) -> list[int]:
-        return sorted(cell.seed for cell in self.cells if (cell.arm, cell.fraction) == (arm, fraction))
+    def seeds(self, variant: str, fraction: float) -> list[int]:
+        return sorted(cell.seed for cell in self.cells if (cell.variant, cell.fraction) == (variant, fraction))
 
-    def arms(self, fraction: float) -> list[str]:
-        """Arms with a finished training, in file order."""
-        return [arm for arm in self.study.file.arms if self.seeds(arm, fraction)]
+    def variants(self, fraction: float) -> list[str]:
+        """Variants with a finished training, in file order."""
+        return [variant for variant in self.study.file.variants if self.seeds(variant, fraction)]
 
-    def estimate(self, arm: str, fraction: float, figure: str) -> Estimate:
-        return self._estimate(self._table(arm, fraction, figure))
+    def estimate(self, variant: str, fraction: float, figure: str) -> Estimate:
+        return self._estimate(self._table(variant, fraction, figure))
 
     def difference(self, better: str, than: str, fraction: float, figure: str) -> Estimate | None:
-        """Paired by case and seed, over the seeds that both arms have; None without such."""
+        """Paired by case and seed, over the seeds that both variants have; None without such."""
         seeds = sorted(set(self.seeds(better, fraction)) & set(self.seeds(than, fraction)))
         if not seeds:
             return None
-        ours, theirs = (self._table(arm, fraction, figure).loc[seeds] for arm in (better, than))
+        ours, theirs = (self._table(variant, fraction, figure).loc[seeds] for variant in (better, than))
         # Cases that only seeds without a partner were scored on are NaN throughout.
         return self._estimate(ours - theirs)
 
-    def _table(self, arm: str, fraction: float, figure: str) -> pd.DataFrame:
+    def _table(self, variant: str, fraction: float, figure: str) -> pd.DataFrame:
         """One figure as (seeds, cases); NaN where a seed wasn't scored on a case, or the figure is undefined."""
-        chosen = self.cases[(self.cases["arm"] == arm) & (self.cases["fraction"] == fraction)]
+        chosen = self.cases[(self.cases["variant"] == variant) & (self.cases["fraction"] == fraction)]
         return chosen.pivot(index="seed", columns="case_id", values=figure).sort_index(axis=1)
 
     def _estimate(self, table: pd.DataFrame) -> Estimate:
@@ -134,9 +135,9 @@ class Results:
         return [self._verdict(aim) for aim in self.study.file.aims]
 
     def _verdict(self, aim: Aim) -> Verdict:
-        # All seeds of both arms: an aim must not look met because the seeds that went well were finished first.
-        for arm in (aim.better, aim.than):
-            if self.seeds(arm, aim.fraction) != sorted(self.study.file.arms[arm].seeds):
+        # All seeds of both variants: an aim must not look met because the seeds that went well were finished first.
+        for variant in (aim.better, aim.than):
+            if self.seeds(variant, aim.fraction) != sorted(self.study.file.variants[variant].seeds):
                 return Verdict(aim, None, "not finished")
         estimate = self.difference(aim.better, aim.than, aim.fraction, aim.figure)
         if estimate is None:
@@ -145,11 +146,11 @@ class Results:
             return Verdict(aim, estimate, "too few seeds")
         return Verdict(aim, estimate, "met" if aim_met(aim, estimate.headline) else "missed")
 
-    def units(self, kind: str, arm: str, fraction: float | None = None) -> list[Unit]:
-        """Finished units of an arm, one a seed."""
+    def units(self, kind: str, variant: str, fraction: float | None = None) -> list[Unit]:
+        """Finished units of a variant, one a seed."""
         found: dict[str, Unit] = {}
         for cell in self.cells:
-            if cell.arm != arm or (fraction is not None and cell.fraction != fraction):
+            if cell.variant != variant or (fraction is not None and cell.fraction != fraction):
                 continue
             unit: Unit | None = self.plan.cells[cell]
             while unit:
@@ -169,13 +170,13 @@ class Results:
         for unit in units:
             table = pd.read_csv(EncoderFolder(self.store.result(unit)).system)
             spans = table["seconds"].diff().fillna(table["seconds"])
-            # A resumed process measures its first epoch alone; its clock goes on from the checkpoint.
+            # A resumed process measures its first epoch alone; its clock continues from the checkpoint.
             totals.append(float((spans * table["cpu_percent"] / 100).sum()))
         return float(np.mean(totals)) if totals else math.nan
 
-    def curves(self, arm: str, file: str) -> list[pd.DataFrame]:
-        """Read a CSV file of an arm's pre-trainings, one table a seed, where there is such a file."""
-        paths = [self.store.result(unit) / file for unit in self.units("pretrain", arm)]
+    def curves(self, variant: str, file: str) -> list[pd.DataFrame]:
+        """Read a CSV file of a variant's pre-trainings, one table a seed, where there is such a file."""
+        paths = [self.store.result(unit) / file for unit in self.units("pretrain", variant)]
         return [pd.read_csv(path) for path in paths if path.is_file()]
 
 
@@ -197,16 +198,16 @@ def collect(study: Study, plan: Plan, store: Store, shards: Path) -> Results:
     if not cells:
         raise UserError(f"{store.root}: no unit of {study.path} that scores a model is finished; run the study first.")
     tables = []
-    tests: dict[tuple[float, int] | None, dict[str, Mapping[str, Any]]] = {}
+    tests: dict[tuple[float, int] | None, dict[str, ScoredImages]] = {}
     for cell in cells:
         folder = EvaluationFolder(store.result(plan.cells[cell]))
-        summary = read_json(folder.summary)
+        scored_on = Summary.read(folder.summary).test
         # What is unused depends on the share of labels and the seed, and on nothing else.
         same = None if plan.scored == "test" else (cell.fraction, cell.seed)
-        tests.setdefault(same, {})[summary["test"]["hash"]] = summary["test"]
+        tests.setdefault(same, {})[scored_on.hash] = scored_on
         table = pd.read_csv(folder.cases, dtype={"case_id": str})
         table = table[table["model"] == "segmenter"]
-        tables.append(table.assign(arm=cell.arm, fraction=cell.fraction, seed=cell.seed))
+        tables.append(table.assign(variant=cell.variant, fraction=cell.fraction, seed=cell.seed))
     if several := [hashes for hashes in tests.values() if len(hashes) > 1]:
         kind = "test splits" if plan.scored == "test" else "sets of unused images where there should be one"
         raise UserError(f"{store.root}: cells were scored on {len(several[0])} {kind}; run with --stale rerun.")
@@ -220,19 +221,19 @@ def collect(study: Study, plan: Plan, store: Store, shards: Path) -> Results:
         scored=_scored_on(plan.scored, cases, [test for hashes in tests.values() for test in hashes.values()]),
         records=records,
         stale=tuple(unit for unit in plan.units if store.state(unit, made) == "stale"),
-        settings=study.params(cells[0].arm, cells[0].fraction, cells[0].seed).evaluate,
+        settings=study.params(cells[0].variant, cells[0].fraction, cells[0].seed).evaluate,
     )
 
 
-def _scored_on(split: Scored, cases: pd.DataFrame, tests: list[Mapping[str, Any]]) -> ScoredOn:
+def _scored_on(split: Scored, cases: pd.DataFrame, tests: list[ScoredImages]) -> ScoredOn:
     images = cases.drop_duplicates("case_id")
-    hashes = sorted(test["hash"] for test in tests)
+    hashes = sorted(test.hash for test in tests)
     return ScoredOn(
         split=split,
         cases=len(images),
         lesion_cases=int((images["lesion_fraction"] > 0).sum()),
         groups=int(images["group"].nunique()),
-        fewest=min(test["cases"] for test in tests),
-        most=max(test["cases"] for test in tests),
+        fewest=min(test.cases for test in tests),
+        most=max(test.cases for test in tests),
         hash=hashes[0] if len(hashes) == 1 else run_digest(*hashes),
     )

@@ -1,6 +1,6 @@
 """Run a study: what is not finished yet, several units at once, each as the stage's own command.
 
-A unit that is killed goes on from its stage's checkpoint when the study is run again. A unit that fails stops those
+A unit that is killed resumes from its stage's checkpoint when the study is run again. A unit that fails stops those
 that need it, and no others.
 """
 
@@ -111,9 +111,11 @@ def _recorder(study: Study, store: Store) -> Iterator[Callable[[Unit], None]]:
             identity = {"unit": unit.name, "record": run_digest(made)}
             if finished_run(client, parent=parent, tags=identity):
                 return
-            told = {key: str(made[key]) for key in ("kind", "arm", "fraction", "seed", "code", "data", "params")}
+            cell = {"kind": unit.kind, "variant": unit.variant, "fraction": unit.fraction, "seed": unit.seed}
+            made_by = {key: str(value) for key, value in {**cell, "params": unit.digest}.items()}
+            made_by |= {key: made[key] for key in ("code", "data")}
             commit = {"mlflow.source.git.commit": made["commit"].removesuffix("-dirty")}
-            with child_run(client, parent=parent, name=unit.title, tags=identity | told | tags | commit) as log:
+            with child_run(client, parent=parent, name=unit.title, tags=identity | made_by | tags | commit) as log:
                 values = unit.params.model_dump(by_alias=True)
                 log_outputs(log, stage=_STAGE[unit.kind], folder=store.result(unit), values=values)
 

@@ -15,19 +15,19 @@ from amlp.study.results import ENOUGH_SEEDS, Results
 def cost(results: Results) -> str:
     fractions = sorted({cell.fraction for cell in results.cells})
     rows = []
-    for arm in dict.fromkeys(cell.arm for cell in results.cells):
-        pretrained = results.units("pretrain", arm)
-        row = [escape(results.study.title(arm))]
+    for variant in dict.fromkeys(cell.variant for cell in results.cells):
+        pretrained = results.units("pretrain", variant)
+        row = [escape(results.study.title(variant))]
         row += [number(results.metrics(pretrained, "steps"), digits=0)]
         row += [number(results.metrics(pretrained, "visible_tokens") / 1e6, digits=2)]
         row += [number(results.metrics(pretrained, "seconds") / 60, digits=1)]
         row += [number(results.cpu_seconds(pretrained) / 60, digits=1)]
         for fraction in fractions:
-            units = results.units("finetune", arm, fraction)
+            units = results.units("finetune", variant, fraction)
             row.append(number(results.metrics(units, "seconds") / 60, digits=1))
             row.append(number(results.cpu_seconds(units) / 60, digits=1))
         rows.append(row)
-    head = ["arm", "pre-training steps", "visible tokens, millions", "minutes", "CPU minutes"]
+    head = ["variant", "pre-training steps", "visible tokens, millions", "minutes", "CPU minutes"]
     for fraction in fractions:
         head += [f"fine-tuning at {fraction:.0%}, minutes", "CPU minutes"]
     return (
@@ -47,17 +47,17 @@ def diagnostics(results: Results) -> str:
         ("probe_auc", "AUC of a linear probe of the encoder", ("first", "last")),
     ]
     rows = []
-    for arm in dict.fromkeys(cell.arm for cell in results.cells):
-        title = escape(results.study.title(arm))
-        curves, drawn = results.curves(arm, "diagnostics.csv"), results.curves(arm, "history.csv")
+    for variant in dict.fromkeys(cell.variant for cell in results.cells):
+        title = escape(results.study.title(variant))
+        curves, drawn = results.curves(variant, "diagnostics.csv"), results.curves(variant, "history.csv")
         if curves:
             sources = {name: drawn if name == "masked_ratio" else curves for name, _, _ in wanted}
             cells = [number(_at(sources[name], name, when)) for name, _, times in wanted for when in times]
-            untrained = results.metrics(results.units("pretrain", arm), "probe_auc_untrained")
+            untrained = results.metrics(results.units("pretrain", variant), "probe_auc_untrained")
             rows.append([title, *cells, number(untrained)])
     if not rows:
         return ""
-    head = ["arm"] + [f"{title}, {when}" for _, title, times in wanted for when in times]
+    head = ["variant"] + [f"{title}, {when}" for _, title, times in wanted for when in times]
     head.append("the probe before training")
     text = (
         "Means over seeds, and the lowest of any epoch of any seed. What is masked is counted in every epoch, in the "
@@ -83,14 +83,14 @@ def _at(curves: Sequence[pd.DataFrame], column: str, when: str) -> float:
 
 def limits(results: Results) -> str:
     few = [
-        escape(results.study.title(arm))
-        for arm in results.study.file.arms
-        if 0 < max(len(results.seeds(arm, fraction)) for fraction in results.study.file.fractions) < ENOUGH_SEEDS
+        escape(results.study.title(variant))
+        for variant in results.study.file.variants
+        if 0 < max(len(results.seeds(variant, fraction)) for fraction in results.study.file.fractions) < ENOUGH_SEEDS
     ]
     limits = [
         "One data set and one split into training, validation and test: another hospital, device or split gives other "
         "figures.",
-        "The scale is that of the machine above: longer training and larger models may order the arms differently.",
+        "The scale is that of the machine above: longer training and larger models may order the variants differently.",
         "Groups are near-duplicates, and patients only where the data name them; images of one patient in several "
         "groups would make every interval too narrow.",
         f"Even with {ENOUGH_SEEDS} seeds the randomness of training is known roughly: resampling so few trainings "
@@ -101,8 +101,8 @@ def limits(results: Results) -> str:
     ]
     if few:
         limits.append(
-            f"Fewer than {ENOUGH_SEEDS} seeds ({', '.join(few)}): such an arm may be better or worse than it looks by "
-            "the luck of its training alone."
+            f"Fewer than {ENOUGH_SEEDS} seeds ({', '.join(few)}): such a variant may be better or worse than it looks "
+            "by the luck of its training alone."
         )
     return "## What these numbers do not show\n\n" + "\n".join(f"- {limit}" for limit in limits)
 
@@ -111,15 +111,15 @@ def _limits_of_the_split(results: Results) -> list[str]:
     chance = "and many comparisons are on this page: some intervals exclude 0 by chance."
     if results.scored.split == "test":
         return [
-            f"All arms are compared on the same test split, {chance} Settings that were chosen after a look at such a "
-            "page favour what they were chosen for."
+            f"All variants are compared on the same test split, {chance} Settings that were chosen after a look at "
+            "such a page favour what they were chosen for."
         ]
     return [
         "These are figures to choose settings by, not to tell how good a model is: what was chosen here is to be "
         "scored on the test split, which this study did not touch.",
-        "Pre-training saw the scored images, without their masks, and training from scratch did not: arms with "
+        "Pre-training saw the scored images, without their masks, and training from scratch did not: variants with "
         "pre-training may look better here than on new images. Grey values were normalised by these images too.",
         "Each seed and share of labels leaves other images unused, so figures of different shares are not of the same "
-        "images; differences between arms are, within each seed.",
-        f"Arms are compared on the same images, {chance}",
+        "images; differences between variants are, within each seed.",
+        f"Variants are compared on the same images, {chance}",
     ]

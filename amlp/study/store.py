@@ -111,7 +111,7 @@ class Store:
             self.folder(unit) / "record.json",
             {
                 "kind": unit.kind,
-                "arm": unit.arm,
+                "variant": unit.variant,
                 "fraction": unit.fraction,
                 "seed": unit.seed,
                 "params": unit.digest,

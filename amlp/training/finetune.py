@@ -92,14 +92,14 @@ def finetune(
         "encoder": start,
         "plan": asdict(plan),
         "input": asdict(inputs),
-        "state": training.place,
+        "state": training.uri,
         "start": None,
     }
     with training.locked():
         records = f"{absolute(state)}/ray/finetune-{digest}"
         before: dict[str, Any] = {"seconds": 0.0, "system": []}
         if maps is not None:
-            config["start"] = f"{training.place}/pseudo-labels"
+            config["start"] = f"{training.uri}/pseudo-labels"
             before = pseudo_labels.run(config, maps, settings, records)
         launch(_loop, config, workers=settings.num_workers, folder=records)
         end = training.finished(settings.epochs)
@@ -108,7 +108,7 @@ def finetune(
             "best_epoch": end["best"]["epoch"],
             "labelled_images": end["labelled_images"],
             "seconds": round(before["seconds"] + end["seconds"], 1),
-            "category_seconds": round(before["seconds"], 1),
+            "pseudo_label_seconds": round(before["seconds"], 1),
         }
         with output_dir(out) as path:
             folder = SegmenterFolder(path)
@@ -135,7 +135,7 @@ def _loop(config: dict[str, Any]) -> None:
     # Resume precedence: this training's own checkpoint > what the pseudo-labels taught > the encoder > random weights.
     model = setup.model()
     if config["start"]:
-        model.load_state_dict(TrainingState(config["start"]).finished(settings.category_epochs)["average"])
+        model.load_state_dict(TrainingState(config["start"]).finished(settings.pseudo_label_epochs)["average"])
     session, stream = setup.session("finetune", model, rows, epochs=settings.epochs, state=config["state"])
     best: dict[str, Any] = session.resumed.get("best", {"dsc": -1.0, "epoch": -1, "state": {}})
 

@@ -42,7 +42,7 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
 
     _hush()
     # Arrow reads an address in S3, and finds the server by AWS_ENDPOINT_URL_S3 as we do.
-    place, name = absolute(folder).rsplit("/", 1)
+    parent, name = absolute(folder).rsplit("/", 1)
     trainer = TorchTrainer(
         loop,
         train_loop_config=config,
@@ -52,7 +52,7 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
             # Else workers without GPUs would share one node while others idle.
             placement_strategy="SPREAD",
         ),
-        run_config=ray.train.RunConfig(name=name, storage_path=place),
+        run_config=ray.train.RunConfig(name=name, storage_path=parent),
     )
     try:
         trainer.fit()

@@ -77,7 +77,7 @@ def pretrain(*, params: Params, shards: Path | str, out: Path | str, state: Path
         "shards": source,
         "plan": asdict(plan),
         "input": asdict(inputs),
-        "state": training.place,
+        "state": training.uri,
     }
     with training.locked():
         launch(_loop, config, workers=settings.num_workers, folder=f"{absolute(state)}/ray/pretrain-{digest}")

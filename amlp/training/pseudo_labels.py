@@ -37,17 +37,17 @@ def pseudo_labels(settings: FinetuneParams, shards: Path, encoder: Path | None) 
     Raises:
         UserError: the encoder's categories are of other images.
     """
-    if settings.category_epochs == 0:
+    if settings.pseudo_label_epochs == 0:
         return None
     train = ShardedSplit.open(shards, "train")
-    if settings.categories == "clusters":
+    if settings.pseudo_labels == "clusters":
         maps = train.scores(np.arange(len(train)))
-    elif settings.categories == "pretrained" and encoder and EncoderFolder(encoder).scores.is_file():
+    elif settings.pseudo_labels == "pretrained" and encoder and EncoderFolder(encoder).scores.is_file():
         maps, file = np.load(EncoderFolder(encoder).scores), EncoderFolder(encoder).scores_of
         if not file.is_file() or read_json(file)["cases"] != cases_digest(train.index):
             raise UserError(
                 f"{file}: the categories beside it are not those of the {len(train)} training images in {shards}, row "
-                "by row: the encoder was pre-trained on other data. Set finetune.categories to clusters or none."
+                "by row: the encoder was pre-trained on other data. Set finetune.pseudo_labels to clusters or none."
             )
     else:
         return None
@@ -72,7 +72,7 @@ def run(config: dict[str, Any], maps: np.ndarray, settings: FinetuneParams, reco
     write(file, buffer.getbuffer())
     own = config | {"state": config["start"], "pseudo_labels": file}
     launch(_loop, own, workers=settings.num_workers, folder=records)
-    return TrainingState(config["start"]).finished(settings.category_epochs)
+    return TrainingState(config["start"]).finished(settings.pseudo_label_epochs)
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ def _loop(config: dict[str, Any]) -> None:
     # An image without categories says nothing, not that there is no lesion.
     rows = np.flatnonzero(labels.max(axis=(1, 2)) > 0.5)
     session, stream = setup.session(
-        "pseudo-labels", setup.model(), rows, epochs=setup.settings.category_epochs, state=config["state"]
+        "pseudo-labels", setup.model(), rows, epochs=setup.settings.pseudo_label_epochs, state=config["state"]
     )
     with session:
         for epoch in session.epochs:
@@ -106,7 +106,7 @@ def _lesions(categories: Tensor, setup: Setup) -> Tensor:
     return (maps > 0.5).float()
 
 
-def _read_array(place: str) -> np.ndarray:
-    data = read(place)
-    assert data is not None, f"{place}: finetune() writes it before the workers start"
+def _read_array(uri: str) -> np.ndarray:
+    data = read(uri)
+    assert data is not None, f"{uri}: finetune() writes it before the workers start"
     return np.load(io.BytesIO(data))

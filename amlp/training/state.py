@@ -1,23 +1,20 @@
-"""What a killed training goes on from: one file outside the outputs, which DVC deletes before it runs a stage."""
+"""What a killed training resumes from: one file outside the outputs, which DVC deletes before it runs a stage."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import amlp
-from amlp.errors import UserError
 from amlp.files import sha256
 from amlp.models.checkpoint import to_bytes
-from amlp.storage import absolute, is_remote, read, remove, write
+from amlp.storage import absolute, lock, read, remove, write
 
 
 def run_digest(*parts: Any) -> str:
@@ -26,7 +23,7 @@ def run_digest(*parts: Any) -> str:
 
 
 def code_digest() -> str:
-    """Hash the code that a training runs, so that changed code never goes on from the weights of the old."""
+    """Hash the code that a training runs, so that changed code never resumes from the weights of the old."""
     root = Path(amlp.__file__).parent
     folders = [root / name for name in ("method", "models", "training")]
     read = [root / "data" / name for name in ("augment.py", "labels.py", "shards.py")]
@@ -45,37 +42,20 @@ class TrainingState:
     """The last checkpoint of one training.
 
     Args:
-        place: a local folder, or `s3://bucket/prefix` that a new cluster goes on from.
+        uri: a local folder, or `s3://bucket/prefix` from which a new cluster resumes.
     """
 
-    def __init__(self, place: Path | str) -> None:
-        self.place = absolute(place)
-        self.file = f"{self.place}/last.pt"
+    def __init__(self, uri: Path | str) -> None:
+        self.uri = absolute(uri)
+        self.file = f"{self.uri}/last.pt"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the training for this process; in S3 nothing is held.
-
-        A lease in S3 would outlive the node that was killed and keep its successor waiting. Two drivers at once do no
-        harm but waste: the same training writes the same checkpoints, each whole, and a RayJob's name is taken once.
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the training for this process, see `amlp.storage.lock`.
 
         Raises:
             UserError: another process runs it, such as one whose parent was killed.
         """
-        if is_remote(self.place):
-            yield
-            return
-        lock = Path(f"{self.place}.lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{lock}: another process runs this very training; wait for it or end it, then run again."
-                ) from error
-            yield
-            lock.unlink(missing_ok=True)
+        return lock(self.uri)
 
     def load(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None when there is none."""
@@ -96,4 +76,4 @@ class TrainingState:
 
     def discard(self) -> None:
         """Forget the training once its outputs are written."""
-        remove(self.place)
+        remove(self.uri)

@@ -32,7 +32,7 @@ PARAMS: dict[str, Any] = {
     "pretrain": {
         "epochs": 120, "checkpoint_epochs": 10, "batch": 8, "precision": "fp32", "decoder": {"dim": 12, "depth": 1},
     },
-    "finetune": {"epochs": 60, "precision": "fp32", "channels": 8, "category_epochs": 1},
+    "finetune": {"epochs": 60, "precision": "fp32", "channels": 8, "pseudo_label_epochs": 1},
     "evaluate": {"bootstrap_samples": 100},
     "gate": {"min_groups": 2},
 }  # fmt: skip

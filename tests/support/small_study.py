@@ -1,4 +1,4 @@
-"""A study's file that names three arms, and what reads it."""
+"""A study's file that names three variants, and what reads it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 from amlp.study.plan import Study, load_study
 
-ARMS = {
+VARIANTS = {
     "scratch": {"title": "from scratch", "pretrain": False, "seeds": [0, 1]},
     "full": {"title": "AMLP", "seeds": [0, 1]},
     "mae": {"title": "MAE", "params": {"pretrain.mps.enabled": False}, "seeds": [0]},
@@ -20,7 +20,7 @@ FILE: dict[str, Any] = {
     "recipe": "recipe.yaml",
     "overrides": {"finetune.batch": 4},
     "reference": "full",
-    "arms": ARMS,
+    "variants": VARIANTS,
     "fractions": {1.0: {}, 0.1: {"epochs": 100}},
 }
 

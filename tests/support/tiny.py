@@ -55,7 +55,7 @@ def settings(**changes: dict) -> Params:
         "encoder": {"patch": PATCH, "dim": 24, "depth": 2, "heads": 3},
         "pretrain": {"epochs": 4, "batch": 6, "checkpoint_epochs": 1}
         | {"mps": {"refresh_epochs": 1}, "decoder": {"dim": 24, "depth": 1, "heads": 3}},
-        "finetune": {"epochs": 3, "category_epochs": 2, "batch": 6, "channels": 8, "checkpoint_epochs": 1},
+        "finetune": {"epochs": 3, "pseudo_label_epochs": 2, "batch": 6, "channels": 8, "checkpoint_epochs": 1},
     }
     for section, change in changes.items():
         values[section] = values.get(section, {}) | change

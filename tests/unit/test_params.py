@@ -84,6 +84,12 @@ def test_an_unknown_key_gets_the_nearest_valid_one(key: str, suggestion: str | N
     assert (f"did you mean {suggestion}" if suggestion else "valid keys: enabled, gamma") in problem
 
 
+@pytest.mark.parametrize(("old", "new"), [("categories", "pseudo_labels"), ("category_epochs", "pseudo_label_epochs")])
+def test_an_earlier_name_is_refused_with_the_new_one(old: str, new: str) -> None:
+    [problem] = problems(with_value(f"finetune.{old}", 1))
+    assert problem == f"finetune.{old}: renamed to '{new}', write that"
+
+
 def test_a_password_in_mlflow_s_address_is_refused_and_not_repeated() -> None:
     for uri in ("http://ana:hunter2@mlflow:5000", "postgresql://ana:hunter/2@database/mlflow"):
         [problem] = problems(with_value("register.tracking_uri", uri))

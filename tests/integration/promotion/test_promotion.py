@@ -17,12 +17,14 @@ import torch
 from amlp.errors import UserError
 from amlp.evaluation.evaluate import score_cases
 from amlp.files import read_json, write_json
+from amlp.layout import RunFolder
 from amlp.models.checkpoint import save
 from amlp.params import Params, parse_params
 from amlp.promotion.decision import Decision
 from amlp.promotion.ledger import Entry, read_history
 from amlp.promotion.promote import Candidate, conclude, decided_before, find_reference, judge, rollback
 from amlp.registry.register import register
+from amlp.registry.registration import Registration
 from amlp.registry.tracking import connect, import_mlflow
 from tests.support.stage_outputs import write_stage_outputs
 
@@ -59,7 +61,8 @@ class Registry:
 
     def register(self, bias: float) -> Candidate:
         write_model(self.root / "models/segmenter", bias)
-        return Candidate.registered(register(params=self.params, root=self.root))
+        register(params=self.params, root=self.root)
+        return Candidate.registered(Registration.read(RunFolder(self.root).registration))
 
     def judge(self, candidate: Candidate) -> Decision:
         return judge(

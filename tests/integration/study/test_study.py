@@ -38,7 +38,7 @@ STUDY = {
     "title": "Tiny | study",
     "recipe": "recipe.yaml",
     "reference": "full",
-    "arms": {
+    "variants": {
         "scratch": {"title": "from <scratch>", "pretrain": False, "seeds": [0]},
         "full": {"title": "AMLP", "seeds": [0]},
     },
@@ -101,7 +101,7 @@ def runs(tracking_uri: str) -> pd.DataFrame:
 def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(
     folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = start(folder, "--only", "arm=full")
+    process = start(folder, "--only", "variant=full")
     deadline = time.monotonic() + 200
     checkpoint = folder / "study" / "state"
     while not any(
@@ -136,7 +136,7 @@ def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(
         record, cases = read_json(unit / "record.json"), pd.read_csv(unit / "result" / "cases.csv")
         mean = cases.loc[cases["model"] == "segmenter", "dsc"].mean()
         part = page.split(f"### {record['fraction']:.0%} of the labels")[1]
-        title = {"scratch": "from &lt;scratch&gt;", "full": "AMLP"}[record["arm"]]
+        title = {"scratch": "from &lt;scratch&gt;", "full": "AMLP"}[record["variant"]]
         assert re.search(rf"^\| {title} \| 1 \| {mean:.3f} \(", part, flags=re.MULTILINE)
     for picture in re.findall(r"\]\((images/[\w.-]+)\)", page):
         Image.open(folder / "docs" / picture).verify()
@@ -163,9 +163,9 @@ def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(
 def test_a_failing_unit_stops_only_those_that_need_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # One step with such a learning rate is no training any more: this arm's pre-training alone fails.
+    # One step with such a learning rate is no training any more: this variant's pre-training alone fails.
     full = {"title": "AMLP", "seeds": [0], "params": {"pretrain.lr": 1e30, "pretrain.warmup": 0.0}}
-    study = STUDY | {"fractions": {1.0: {}}, "aims": [], "arms": STUDY["arms"] | {"full": full}}
+    study = STUDY | {"fractions": {1.0: {}}, "aims": [], "variants": STUDY["variants"] | {"full": full}}
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     monkeypatch.chdir(folder)
     assert main([*COMMAND, "--jobs", "2"]) == 1
@@ -177,11 +177,11 @@ def test_a_failing_unit_stops_only_those_that_need_it(
 
 
 def test_settings_are_explored_without_the_test_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scratch = STUDY["arms"]["scratch"]
-    arms = {"scratch": scratch, "slow": scratch | {"title": "slow", "params": {"finetune.lr": 1e-4}}}
+    scratch = STUDY["variants"]["scratch"]
+    variants = {"scratch": scratch, "slow": scratch | {"title": "slow", "params": {"finetune.lr": 1e-4}}}
     study = (
         STUDY
-        | {"fractions": {0.5: {}}, "aims": [], "arms": arms, "reference": "scratch", "scored": "unused"}
+        | {"fractions": {0.5: {}}, "aims": [], "variants": variants, "reference": "scratch", "scored": "unused"}
         | {"public_images": True}
     )
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))

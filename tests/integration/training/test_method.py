@@ -38,7 +38,7 @@ def small(seed: int) -> Params:
             "encoder": {"dim": 64, "depth": 4, "heads": 2},
             "pretrain": {"epochs": 6, "decoder": {"dim": 32, "depth": 1, "heads": 1}, "mps": {"refresh_epochs": 2}},
             "finetune": {"epochs": 30, "validate_epochs": 6, "label_fraction": 0.1, "channels": 16}
-            | {"category_epochs": 4},
+            | {"pseudo_label_epochs": 4},
         },
         "test",
     )

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     params = settings(
         pretrain={"epochs": EPOCHS, "batch": 6, "checkpoint_epochs": 1, "decoder": decoder},
         finetune={"epochs": EPOCHS, "batch": 6, "channels": 8, "checkpoint_epochs": 1}
-        | {"categories": "clusters", "category_epochs": EPOCHS},
+        | {"pseudo_labels": "clusters", "pseudo_label_epochs": EPOCHS},
     )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)))
     return tmp_path
@@ -71,8 +71,8 @@ def test_a_killed_fine_tuning_ends_like_an_uninterrupted_one(folder):
     history = pd.read_csv(out / "history.csv")
     shutil.rmtree(out)
 
-    # Once while it learns the categories, once while it learns the labels.
-    for file in ("categories/last.pt", "last.pt"):
+    # Once during pseudo-label pre-training, once while it learns the masks.
+    for file in ("pseudo-labels/last.pt", "last.pt"):
         kill_after_a_checkpoint(folder, file, epoch=3)
         assert not out.exists(), "killed too late to show anything"
     assert "Resuming after epoch" in finish(folder, COMMAND)

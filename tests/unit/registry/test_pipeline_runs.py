@@ -13,6 +13,7 @@ from amlp.params import RegisterParams
 from amlp.registry.outcome import read_error, record_error, record_outcome, record_success
 from amlp.registry.tracking import connect, parent_run, pipeline_run
 from amlp.reporting.links import write_links
+from tests.support.records import registration_of
 
 
 @pytest.fixture
@@ -160,9 +161,11 @@ def test_the_run_that_kubeflow_injects_is_used_and_not_ended(
 
 
 def test_links_lead_to_pages_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {kind: {"name": f"amlp-{kind}<", "version": "3"} for kind in ("encoder", "segmenter")}
+    models = {
+        kind: {"name": f"amlp-{kind}<", "version": "3", "model_sha256": "c" * 64} for kind in ("encoder", "segmenter")
+    }
     registration = tmp_path / "registration.json"
-    write_json(registration, {"tracking_uri": "sqlite:////data/mlflow.db", "parent_run_id": "r1", **models})
+    write_json(registration, registration_of(tracking_uri="sqlite:////data/mlflow.db", parent_run_id="r1", **models))
     page = tmp_path / "links.html"
     write_links(page, registration)
     assert "<a " not in page.read_text() and "amlp-segmenter&lt; version 3" in page.read_text()

@@ -5,7 +5,6 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from amlp.errors import ListedError
 from amlp.files import read_json, write_json
 from amlp.params import Params, parse_params
 from amlp.reporting.report import report
+from tests.support.records import registration_of
 from tests.support.stage_outputs import write_stage_outputs
 
 EVIL = "<script>alert('x')</script>"
@@ -56,30 +56,11 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.words))
 
 
-def registration() -> dict[str, Any]:
-    model = {"version": "3", "aliases": ["candidate"], "model_sha256": "c" * 64}
-    return {
-        "tracking_uri": "sqlite:///mlflow.db",
-        "experiment": "amlp",
-        "parent_run_id": "d" * 32,
-        "encoder": {"name": "amlp-encoder", **model},
-        "segmenter": {"name": "amlp-segmenter", **model},
-        "lineage": {
-            "data_md5": "e" * 32 + ".dir",
-            "git_commit": "f" * 40,
-            "git_dirty": True,
-            "params_hash": "0" * 64,
-            "test_hash": "1" * 64,
-            "amlp_version": "0.1.0",
-        },
-    }
-
-
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("outputs")
     write_stage_outputs(root, labels=("benign", EVIL))
-    write_json(root / "registration.json", registration())
+    write_json(root / "registration.json", registration_of())
     return root
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from amlp.cli import main
+from tests.support.records import registration_of, summary_of
 
 
 def test_summary_without_a_run_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,19 +19,15 @@ def test_summary_without_a_run_says_what_is_missing(tmp_path: Path, capsys: pyte
 def test_summary_shows_scores_versions_and_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def scores(mean: float | None) -> dict[str, dict[str, float | None]]:
         low, high = (None, None) if mean is None else (mean - 0.02, mean + 0.03)
-        return {"dsc": {"mean": mean, "low": low, "high": high}, "dsc_lesion": {"mean": mean}}
+        return {"dsc": {"mean": mean, "low": low, "high": high}, "dsc_lesion": {"mean": mean, "low": low, "high": high}}
 
-    evaluation = {
-        "test": {"cases": 64, "lesion_cases": 51, "groups": 16},
-        "confidence": 0.9,
-        "models": {"scratch": scores(0.7), "segmenter": scores(0.84), "threshold": scores(None)},
-    }
-    registration = {
-        "tracking_uri": "sqlite:///mlflow.db",
-        "experiment": "amlp",
-        "encoder": {"name": "amlp-encoder", "version": "3"},
-        "segmenter": {"name": "amlp-segmenter", "version": "4", "aliases": ["candidate", "champion"]},
-    }
+    evaluation = summary_of(
+        {"cases": 64, "lesion_cases": 51, "groups": 16, "hash": "f" * 64},
+        confidence=0.9,
+        models={"scratch": scores(0.7), "segmenter": scores(0.84), "threshold": scores(None)},
+    )
+    model = {"name": "amlp-segmenter", "version": "4", "aliases": ["candidate", "champion"], "model_sha256": "c" * 64}
+    registration = registration_of(segmenter=model)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/summary.json").write_text(json.dumps(evaluation))
     (tmp_path / "registration.json").write_text(json.dumps(registration))

@@ -22,7 +22,9 @@ from amlp.evaluation.overlays import PREDICTED_COLOUR
 from amlp.files import read_json, sha256
 from amlp.models.predictor import Predictor
 from amlp.registry.weights import Weights
-from amlp.serving.predict import BATCH, COLUMNS, JOURNAL, OVERLAY_SIDE, predict_folder
+from amlp.serving.batches import BATCH, OVERLAY_SIDE
+from amlp.serving.outputs import COLUMNS, JOURNAL
+from amlp.serving.predict import predict_folder
 from tests.support.stage_outputs import write_stage_outputs
 
 RANDOM = np.random.default_rng(0)

@@ -7,7 +7,8 @@ import pytest
 
 from amlp.errors import ListedError, UserError
 from amlp.study.plan import Cell, load_study, make_plan
-from tests.support.small_study import ARMS, load
+from amlp.training.state import run_digest
+from tests.support.small_study import VARIANTS, load
 
 
 def test_later_values_win_and_the_seed_drives_everything(tmp_path: Path) -> None:
@@ -37,18 +38,21 @@ def test_the_most_telling_units_come_first_and_what_they_need_before_them(tmp_pa
     seeds = [unit.seed for unit in plan.units]
     assert seeds == sorted(seeds)
     assert set(plan.cells) == {
-        Cell(arm, fraction, seed) for arm, chosen in ARMS.items() for fraction in (0.1, 1.0) for seed in chosen["seeds"]
+        Cell(variant, fraction, seed)
+        for variant, chosen in VARIANTS.items()
+        for fraction in (0.1, 1.0)
+        for seed in chosen["seeds"]
     }
 
 
-def test_arms_that_pre_train_alike_share_one_pre_training(tmp_path: Path) -> None:
+def test_variants_that_pre_train_alike_share_one_pre_training(tmp_path: Path) -> None:
     slow = {"title": "AMLP, slow head", "params": {"finetune.lr": 1e-4}, "seeds": [0]}
-    plan = make_plan(load(tmp_path, arms={"full": ARMS["full"], "slow": slow}))
+    plan = make_plan(load(tmp_path, variants={"full": VARIANTS["full"], "slow": slow}))
     assert [unit.title for unit in plan.units if unit.kind == "pretrain"] == [
         "pretrain full seed 0",
         "pretrain full seed 1",
     ]
-    ours, theirs = (plan.cells[Cell(arm, 1.0, 0)].needs for arm in ("full", "slow"))
+    ours, theirs = (plan.cells[Cell(variant, 1.0, 0)].needs for variant in ("full", "slow"))
     assert ours and theirs and ours.name != theirs.name and ours.needs == theirs.needs
 
 
@@ -89,40 +93,40 @@ def test_all_labels_leave_no_image_unused(tmp_path: Path) -> None:
 
 def test_only_a_part(tmp_path: Path) -> None:
     study = load(tmp_path)
-    plan = make_plan(study, ["arm=full,mae", "fraction=0.1", "seed=0"])
+    plan = make_plan(study, ["variant=full,mae", "fraction=0.1", "seed=0"])
     assert set(plan.cells) == {Cell("full", 0.1, 0), Cell("mae", 0.1, 0)}
     assert {cell.fraction for cell in make_plan(study, ["fraction=1.0"]).cells} == {1.0}
-    for wrong in ("arm=ful", "fraction=0.2", "seed=7", "epoch=1", "arm"):
+    for wrong in ("variant=ful", "fraction=0.2", "seed=7", "epoch=1", "variant"):
         with pytest.raises(UserError, match="--only"):
             make_plan(study, [wrong])
 
 
 def test_all_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
-    arms = {"full": {"titel": "AMLP"}, "scratch": {"title": "s", "seeds": ["0"]}}
+    variants = {"full": {"titel": "AMLP"}, "scratch": {"title": "s", "seeds": ["0"]}}
     with pytest.raises(ListedError) as caught:
-        load(tmp_path, arms=arms, fractions={0.0: {}}, extra=1)
+        load(tmp_path, variants=variants, fractions={0.0: {}}, extra=1)
     text = str(caught.value)
-    assert "arms.full.titel: unknown key; did you mean 'title'?" in text
-    assert "arms.scratch.seeds.0" in text and "fractions.0.0" in text and "extra: unknown key" in text
+    assert "variants.full.titel: unknown key; did you mean 'title'?" in text
+    assert "variants.scratch.seeds.0" in text and "fractions.0.0" in text and "extra: unknown key" in text
 
 
 def test_all_names_and_values_that_do_not_fit_are_told_at_once(tmp_path: Path) -> None:
-    arms = {
+    variants = {
         "full": {"title": "AMLP", "params": {"pretrain.mps.enabeld": True, "finetune.batch": 0}},
         "unet": {"title": "U-Net", "network": "unet", "seeds": [1, 1]},
     }
     aims = [{"fraction": 0.5, "better": "full", "than": "scratch"}]
     with pytest.raises(ListedError) as caught:
-        load(tmp_path, arms=arms, reference="best", aims=aims, fractions={0.1: {}})
+        load(tmp_path, variants=variants, reference="best", aims=aims, fractions={0.1: {}})
     text = str(caught.value)
     for part in (
-        "reference: no arm 'best'",
-        "aims.0.than: no arm 'scratch'",
+        "reference: no variant 'best'",
+        "aims.0.than: no variant 'scratch'",
         "aims.0.fraction: no fraction 0.5; fractions: 0.1",
-        "arm full at 0.1: pretrain.mps.enabeld: unknown key; did you mean 'enabled'?",
-        "arm full at 0.1: finetune.batch",
-        "arms.unet: network unet has nothing to pre-train",
-        "arms.unet.seeds: a seed stands twice",
+        "variant full at 0.1: pretrain.mps.enabeld: unknown key; did you mean 'enabled'?",
+        "variant full at 0.1: finetune.batch",
+        "variants.unet: network unet has nothing to pre-train",
+        "variants.unet.seeds: a seed is given twice",
     ):
         assert part in text
 
@@ -140,19 +144,19 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_an_arm_may_train_with_some_fractions_only(tmp_path: Path) -> None:
-    arms = ARMS | {"mae": ARMS["mae"] | {"fractions": [0.1]}}
-    cells = make_plan(load(tmp_path, arms=arms)).cells
-    assert {cell.fraction for cell in cells if cell.arm == "mae"} == {0.1}
-    assert {cell.fraction for cell in cells if cell.arm == "full"} == {0.1, 1.0}
-    with pytest.raises(ListedError, match=r"arms\.mae\.fractions: the study has no fraction 0\.3"):
-        load(tmp_path, arms=ARMS | {"mae": ARMS["mae"] | {"fractions": [0.3]}})
+    variants = VARIANTS | {"mae": VARIANTS["mae"] | {"fractions": [0.1]}}
+    cells = make_plan(load(tmp_path, variants=variants)).cells
+    assert {cell.fraction for cell in cells if cell.variant == "mae"} == {0.1}
+    assert {cell.fraction for cell in cells if cell.variant == "full"} == {0.1, 1.0}
+    with pytest.raises(ListedError, match=r"variants\.mae\.fractions: the study has no fraction 0\.3"):
+        load(tmp_path, variants=VARIANTS | {"mae": VARIANTS["mae"] | {"fractions": [0.3]}})
 
 
 def test_an_arm_may_train_longer(tmp_path: Path) -> None:
-    arms = ARMS | {"scratch": ARMS["scratch"] | {"longer": 2.5}}
-    study = load(tmp_path, arms=arms)
-    assert [study.params(arm, 0.1, 0).finetune.epochs for arm in ("scratch", "full")] == [250, 100]
-    assert [study.params(arm, 1.0, 0).finetune.epochs for arm in ("scratch", "full")] == [18, 7]
+    variants = VARIANTS | {"scratch": VARIANTS["scratch"] | {"longer": 2.5}}
+    study = load(tmp_path, variants=variants)
+    assert [study.params(variant, 0.1, 0).finetune.epochs for variant in ("scratch", "full")] == [250, 100]
+    assert [study.params(variant, 1.0, 0).finetune.epochs for variant in ("scratch", "full")] == [18, 7]
 
 
 @pytest.mark.parametrize(
@@ -163,29 +167,48 @@ def test_the_committed_studies_are_valid(path: Path) -> None:
     assert study.file.name == path.stem
     plan = make_plan(study)
     names = [unit.name for unit in plan.cells.values()]
-    assert len(set(names)) == len(names), "two arms are trained alike"
+    assert len(set(names)) == len(names), "two variants are trained alike"
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"scores.polarity": "bright"}, r"arms\.other\.params\.scores\.polarity: the same for all arms"),
-        ({"preprocess.height": 64}, r"preprocess\.height: the same for all arms"),
-        ({"seed": 5}, r"arms\.other\.params\.seed: the same for all arms"),
+        ({"scores.polarity": "bright"}, r"variants\.other\.params\.scores\.polarity: the same for all variants"),
+        ({"preprocess.height": 64}, r"preprocess\.height: the same for all variants"),
+        ({"seed": 5}, r"variants\.other\.params\.seed: the same for all variants"),
         ({"finetune.label_fraction": 0.5}, r"label_fraction: the study sets it"),
-        ({"finetune.epochs": 200}, r"finetune\.epochs: fractions\.0\.1 sets it for all arms"),
+        ({"finetune.epochs": 200}, r"finetune\.epochs: fractions\.0\.1 sets it for all variants"),
     ],
 )
 def test_what_would_be_overridden_or_ignored_is_refused(tmp_path: Path, params: dict[str, Any], message: str) -> None:
     other = {"title": "other", "params": params, "seeds": [0]}
     with pytest.raises(ListedError, match=message):
-        load(tmp_path, arms={**ARMS, "other": other})
+        load(tmp_path, variants={**VARIANTS, "other": other})
 
 
 def test_an_aim_that_can_never_be_judged_is_refused(tmp_path: Path) -> None:
     few = {"title": "few", "pretrain": False, "fractions": [0.1], "seeds": [0]}
     aims = [{"fraction": 1.0, "better": "full", "than": "few"}, {"fraction": 0.1, "better": "full", "than": "full"}]
     with pytest.raises(ListedError) as caught:
-        load(tmp_path, arms={**ARMS, "few": few}, aims=aims)
-    assert "aims.0: arm few is not trained with fraction 1" in str(caught.value)
+        load(tmp_path, variants={**VARIANTS, "few": few}, aims=aims)
+    assert "aims.0: variant few is not trained with fraction 1" in str(caught.value)
     assert "aims.1: full is compared with itself" in str(caught.value)
+
+
+def test_earlier_names_are_refused_with_the_new_ones(tmp_path: Path) -> None:
+    with pytest.raises(ListedError, match=r"arms: renamed to 'variants', write that"):
+        load(tmp_path, arms=VARIANTS)
+    other = {"title": "other", "params": {"finetune.categories": "none"}}
+    with pytest.raises(ListedError, match=r"finetune\.categories: renamed to 'pseudo_labels'"):
+        load(tmp_path, variants=VARIANTS | {"other": other})
+    with pytest.raises(UserError, match=r"--only arm=full: expected variant="):
+        make_plan(load(tmp_path), ["arm=full"])
+
+
+def test_a_renamed_parameter_leaves_finished_units_found(tmp_path: Path) -> None:
+    """A unit's folder is named by the parameters' earliest names, as those that were trained before the rename."""
+    [unit] = [unit for unit in make_plan(load(tmp_path)).units if unit.title == "finetune scratch 0.1 seed 0"]
+    values = unit.params.finetune.model_dump()
+    values["categories"] = values.pop("pseudo_labels")
+    values["category_epochs"] = values.pop("pseudo_label_epochs")
+    assert unit.digest == run_digest("finetune", 0, unit.params.encoder.model_dump(), values, None)

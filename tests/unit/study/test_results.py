@@ -20,11 +20,12 @@ from amlp.study.page import write_page
 from amlp.study.plan import Aim, Cell, Study, Unit, make_plan
 from amlp.study.results import Results, aim_met, collect
 from amlp.study.store import Made, Store
+from tests.support.records import summary_of
 from tests.support.small_study import load
 from tests.support.tiny import write_shards
 
 CASES = 16
-ARMS = {
+VARIANTS = {
     "scratch": {"title": "a|b <i>*", "pretrain": False},
     "full": {"title": "AMLP"},
     "mae": {"title": "MAE", "params": {"pretrain.mps.enabled": False}, "seeds": [0]},
@@ -38,7 +39,7 @@ GAIN = {"scratch": 0.0, "full": 0.2, "mae": 0.1}
 
 
 def write_unit(store: Store, unit: Unit, made: Made) -> None:
-    """Write a result as its stage would; better arms have better scores."""
+    """Write a result as its stage would; better variants have better scores."""
     store.prepare(unit, made, threads=1)
     result = store.result(unit)
     result.mkdir()
@@ -62,10 +63,10 @@ def write_unit(store: Store, unit: Unit, made: Made) -> None:
     if unit.kind == "score":
         write_json(
             result / "summary.json",
-            {"test": {"cases": CASES, "lesion_cases": CASES - 4, "groups": CASES // 2, "hash": "f" * 64}},
+            summary_of({"cases": CASES, "lesion_cases": CASES - 4, "groups": CASES // 2, "hash": "f" * 64}),
         )
         lesion = np.arange(CASES) % 4 > 0
-        dsc = np.clip(0.5 + GAIN[unit.arm] + 0.05 * unit.seed + random.normal(0, 0.05, CASES), 0, 1)
+        dsc = np.clip(0.5 + GAIN[unit.variant] + 0.05 * unit.seed + random.normal(0, 0.05, CASES), 0, 1)
         rows = pd.DataFrame(
             {
                 "model": "segmenter",
@@ -85,7 +86,7 @@ def write_unit(store: Store, unit: Unit, made: Made) -> None:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    return load(tmp_path, title="A & <b>", arms=ARMS, aims=AIMS)
+    return load(tmp_path, title="A & <b>", variants=VARIANTS, aims=AIMS)
 
 
 @pytest.fixture
@@ -107,11 +108,11 @@ def results(study: Study, store: Store, shards: Path) -> Results:
     return collect(study, make_plan(study), store, shards)
 
 
-def scores(results: Results, arm: str, fraction: float) -> np.ndarray:
+def scores(results: Results, variant: str, fraction: float) -> np.ndarray:
     """DSC (seeds, cases), read straight from the files."""
     rows = []
-    for seed in results.seeds(arm, fraction):
-        cases = pd.read_csv(results.store.result(results.plan.cells[Cell(arm, fraction, seed)]) / "cases.csv")
+    for seed in results.seeds(variant, fraction):
+        cases = pd.read_csv(results.store.result(results.plan.cells[Cell(variant, fraction, seed)]) / "cases.csv")
         rows.append(cases[cases["model"] == "segmenter"].sort_values("case_id")["dsc"].to_numpy())
     return np.array(rows)
 
@@ -168,8 +169,8 @@ def test_the_page_tells_the_figures_and_escapes_the_titles(results: Results, tmp
     for fraction in (0.1, 1.0):
         which = "12" if fraction == 1 else "12, others for each seed:"
         part = text.split(f"### {fraction:.0%} of the labels: {which} labelled training images")[1].split("###")[0]
-        for arm, title in (("full", "AMLP"), ("mae", "MAE")):
-            values = scores(results, arm, fraction)
+        for variant, title in (("full", "AMLP"), ("mae", "MAE")):
+            values = scores(results, variant, fraction)
             assert re.search(rf"^\| {title} \| {len(values)} \| {values.mean():.3f} \(", part, flags=re.MULTILINE)
     assert "| **met** |" in text and "| **missed** |" in text
     assert "2,040" in text and "3.50" in text  # steps, million tokens
@@ -177,7 +178,9 @@ def test_the_page_tells_the_figures_and_escapes_the_titles(results: Results, tmp
     assert re.search(r"^\| MAE \|.* \| 0\.610 \| 0\.830 \| 0\.550 \|$", text, flags=re.MULTILINE)
     assert "Fewer than 3 seeds (MAE)" in text
     assert f"- scored on the test split: {CASES} images, {CASES - 4} with a lesion, {CASES // 2} groups" in text
-    assert "All arms are compared on the same test split" in text and "Pre-training saw the scored images" not in text
+    assert (
+        "All variants are compared on the same test split" in text and "Pre-training saw the scored images" not in text
+    )
     for line in text.splitlines():
         if line.startswith("|"):
             assert not re.search(r"\|\s*\|", line), "an empty cell"
@@ -207,7 +210,7 @@ def test_two_test_splits_or_nothing_at_all_are_told(study: Study, store: Store, 
 @pytest.fixture
 def unused(tmp_path: Path, shards: Path) -> Results:
     """A study of which each seed was scored on images of its own, three quarters of all."""
-    study = load(tmp_path, arms=ARMS, aims=[], fractions={0.1: {}, 0.5: {}}, scored="unused")
+    study = load(tmp_path, variants=VARIANTS, aims=[], fractions={0.1: {}, 0.5: {}}, scored="unused")
     store, made, plan = Store(tmp_path / "unused"), Made.now(shards), make_plan(study)
     for unit in plan.units:
         write_unit(store, unit, made)
@@ -220,7 +223,7 @@ def unused(tmp_path: Path, shards: Path) -> Results:
             count = kept["case_id"].nunique()
             digest = f"{unit.fraction}{unit.seed}".ljust(64, "0")
             test = {"split": "unused", "cases": count, "lesion_cases": count, "groups": count // 2, "hash": digest}
-            write_json(result / "summary.json", {"test": test})
+            write_json(result / "summary.json", summary_of(test))
     return collect(study, plan, store, shards)
 
 
@@ -230,11 +233,11 @@ def test_unused_images_are_each_seeds_own(unused: Results, tmp_path: Path, shard
     values = scores(unused, "full", 0.1)
     assert unused.estimate("full", 0.1, "dsc").headline.mean == pytest.approx(values.mean())
     # Pairs of the same seed are pairs of the same images; MAE has but one seed.
-    for arm, seeds in (("scratch", 3), ("mae", 1)):
-        for pair, sign in ((("full", arm), 1), ((arm, "full"), -1)):
+    for variant, seeds in (("scratch", 3), ("mae", 1)):
+        for pair, sign in ((("full", variant), 1), ((variant, "full"), -1)):
             difference = unused.difference(*pair, 0.1, "dsc")
             assert difference and len(difference.by_seed) == seeds
-            expected = (values[:seeds] - scores(unused, arm, 0.1)).mean()
+            expected = (values[:seeds] - scores(unused, variant, 0.1)).mean()
             assert difference.headline.mean == pytest.approx(sign * expected)
     page = tmp_path / "page.md"
     write_page(unused, page, shards=shards, ingest=tmp_path)
@@ -250,7 +253,7 @@ def test_unused_images_are_each_seeds_own(unused: Results, tmp_path: Path, shard
 def test_cells_that_saw_the_same_labels_were_scored_on_the_same_images(unused: Results, shards: Path) -> None:
     file = unused.store.result(unused.plan.cells[Cell("full", 0.1, 0)]) / "summary.json"
     summary = read_json(file)
-    write_json(file, {"test": summary["test"] | {"hash": "e" * 64}})
+    write_json(file, summary_of(summary["test"] | {"hash": "e" * 64}))
     with pytest.raises(UserError, match="2 sets of unused images"):
         collect(unused.study, unused.plan, unused.store, shards)
 

@@ -78,30 +78,30 @@ def test_a_unet_takes_no_encoder(shards, encoder, tmp_path):
         finetune(params=params, shards=shards, encoder=encoder, out=tmp_path / "unet", state=tmp_path / "state")
 
 
-def test_categories_teach_where_lesions_are_before_a_label_is_seen(shards, tmp_path):
-    """With too little training for labels alone, and categories that are right."""
+def test_pseudo_labels_teach_where_lesions_are_before_a_mask_is_seen(shards, tmp_path):
+    """With too little training for masks alone, and pseudo-labels that are right."""
     found = {}
-    for categories in ("none", "clusters"):
-        values = {"epochs": 1, "lr": 0.005, "categories": categories, "category_epochs": 12}
+    for source in ("none", "clusters"):
+        values = {"epochs": 1, "lr": 0.005, "pseudo_labels": source, "pseudo_label_epochs": 12}
         metrics = finetune(
             params=settings(finetune=values),
             shards=shards,
             encoder=None,
-            out=tmp_path / categories,
+            out=tmp_path / source,
             state=tmp_path / "state",
         )
-        found[categories] = metrics
-    assert found["clusters"]["category_seconds"] > 0 == found["none"]["category_seconds"]
+        found[source] = metrics
+    assert found["clusters"]["pseudo_label_seconds"] > 0 == found["none"]["pseudo_label_seconds"]
     history = {name: pd.read_csv(tmp_path / name / "history.csv") for name in found}
     assert [len(table) for table in history.values()] == [1, 1]
     assert history["clusters"]["loss"].iloc[0] < 0.9 * history["none"]["loss"].iloc[0]
     assert not list((tmp_path / "state").glob("finetune-*"))
 
 
-def test_categories_say_nothing_about_the_presence_of_a_lesion(shards, tmp_path, monkeypatch):
+def test_pseudo_labels_say_nothing_about_the_presence_of_a_lesion(shards, tmp_path, monkeypatch):
     """Each image has some lesion category, so learning presence from them would make every image ill."""
     monkeypatch.setattr(TrainingState, "discard", lambda self: None)
-    params = settings(finetune={"epochs": 1, "lr": 0.005, "weight_decay": 0.0, "categories": "clusters"})
+    params = settings(finetune={"epochs": 1, "lr": 0.005, "weight_decay": 0.0, "pseudo_labels": "clusters"})
     finetune(params=params, shards=shards, encoder=None, out=tmp_path / "out", state=tmp_path / "state")
     [checkpoint] = (tmp_path / "state").glob("finetune-*/pseudo-labels/last.pt")
     learnt = torch.load(checkpoint, weights_only=True)["model"]
@@ -109,35 +109,37 @@ def test_categories_say_nothing_about_the_presence_of_a_lesion(shards, tmp_path,
     torch.manual_seed(params.seed)
     fresh = build_network("vit", plan, params.finetune.channels).state_dict()
     assert {name for name in fresh if torch.equal(fresh[name], learnt[name])} >= {"presence.weight", "presence.bias"}
-    assert not torch.equal(fresh["head.weight"], learnt["head.weight"]), "the categories taught something"
+    assert not torch.equal(fresh["head.weight"], learnt["head.weight"]), "the pseudo-labels taught something"
 
 
-def test_categories_of_other_images_are_refused(shards, encoder, tmp_path):
+def test_pseudo_labels_of_other_images_are_refused(shards, encoder, tmp_path):
     other = shutil.copytree(encoder, tmp_path / "encoder")
     # As many images in another order, as another split of the same data would be.
     moved = shutil.copytree(shards, tmp_path / "shards")
     index = pd.read_parquet(moved / "index.parquet")
     index["case_id"] = index["case_id"].to_numpy()[::-1]
     index.to_parquet(moved / "index.parquet")
-    with pytest.raises(UserError, match=r"scores\.json: .* not those of the 18 training images .*finetune\.categories"):
+    with pytest.raises(
+        UserError, match=r"scores\.json: .* not those of the 18 training images .*finetune\.pseudo_labels"
+    ):
         finetune(params=settings(), shards=moved, encoder=other, out=tmp_path / "out", state=tmp_path / "state")
     assert not (tmp_path / "out").exists()
-    off = settings(finetune={"categories": "none"})
+    off = settings(finetune={"pseudo_labels": "none"})
     finetune(params=off, shards=shards, encoder=other, out=tmp_path / "out", state=tmp_path / "state")
 
 
-def test_an_encoder_pretrained_without_categories_brings_none(shards, tmp_path):
+def test_an_encoder_pretrained_without_categories_brings_no_pseudo_labels(shards, tmp_path):
     off = {"enabled": False}
     plain = settings(pretrain={"epochs": 1, "mps": off, "amr": off, "rrl": off, "ccl": off})
     pretrain(params=plain, shards=shards, out=tmp_path / "mae", state=tmp_path / "state")
     assert not np.load(tmp_path / "mae" / "scores.npy").any()
     finetune(params=settings(), shards=shards, encoder=tmp_path / "mae", out=tmp_path / "a", state=tmp_path / "state")
-    assert read_json(tmp_path / "a" / "metrics.json")["category_seconds"] == 0
+    assert read_json(tmp_path / "a" / "metrics.json")["pseudo_label_seconds"] == 0
 
 
-def test_from_scratch_knows_no_pretrained_categories(shards, tmp_path):
+def test_from_scratch_there_are_no_pretrained_pseudo_labels(shards, tmp_path):
     metrics = finetune(params=settings(), shards=shards, encoder=None, out=tmp_path / "a", state=tmp_path / "state")
-    assert metrics["category_seconds"] == 0
+    assert metrics["pseudo_label_seconds"] == 0
 
 
 def test_validation_every_few_epochs_and_after_the_last(shards, tmp_path):
