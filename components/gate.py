@@ -24,6 +24,7 @@ def gate(
         data_rev: commit of the images; empty for generated ones.
     """
     import json
+    import logging
     from pathlib import Path
     from typing import Any
 
@@ -37,6 +38,7 @@ def gate(
     from amlp.registry.tracking import connect
 
     logger = logging.getLogger("components.gate")
+
     registered = Registration.read(Path(registration.path))
     candidate = promote.Candidate.registered(registered)
     thresholds = parse_params(json.loads(params), "gate_params").gate
