@@ -26,7 +26,6 @@ from amlp.serving.outputs import JOURNAL, MASKS, OVERLAYS, SUMMARY, TABLE, Write
 from amlp.serving.sources import list_sources
 
 logger = logging.getLogger(__name__)
-
 _SHOWN = 20
 
 
@@ -73,9 +72,7 @@ def predict_folder(
     with Journal.open(out, key, force=force) as journal:
         waiting = [one for one in sources if not journal.finished(one)]
         if len(waiting) < len(sources):
-            logger.info(
-                f"{out}: {len(sources) - len(waiting)} of {len(sources)} files are finished; predicting the others"
-            )
+            logger.info(f"{out}: {len(sources) - len(waiting)} of {len(sources)} files are finished; going on")
         writer = Writer(out)
         started, images = time.perf_counter(), 0
         with progress(len(sources), "predict", "files", done=len(sources) - len(waiting)) as bar:
