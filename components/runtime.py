@@ -81,7 +81,8 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
 
     Input artifacts are checked against what was written. What may pass (`amlp.errors.is_transient`), and a child that
     was killed, are tried again: Kubeflow's own settings repeat a task only where its pod vanished. Trainings resume
-    from their last checkpoint. An error is written to the pipeline run's parent run in MLflow, with the task's name.
+    from their last checkpoint. An error is written to the pipeline run's parent run in MLflow, with the task's name,
+    and taken back when a later try succeeds.
 
     Args:
         module: that defines the component.
@@ -106,6 +107,7 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
     if ended.end == "ok":
         for argument, metadata in ended.metadata.items():
             inputs[argument].metadata.update(metadata)
+        _record(task)
         return ended.result
     print(f"amlp: {ended.message}", file=sys.stderr, flush=True)
     _record(task, ended.message)
@@ -251,14 +253,18 @@ def load_settings(folder: Path = SETTINGS_FOLDER) -> None:
             os.environ.setdefault(file.name, file.read_text(encoding="utf-8").strip("\n"))
 
 
-def _record(task: str, message: str) -> None:
-    """Write the error to MLflow; where that fails too, the task's log has both."""
-    from amlp.registry.outcome import record_error
+def _record(task: str, message: str | None = None) -> None:
+    """Write the error to MLflow, or that there is none any more; where that fails too, the task's log has both."""
+    from amlp.registry.outcome import forget_error, record_error
 
     try:
-        record_error(task=task, message=message)
+        if message is None:
+            forget_error(task=task)
+        else:
+            record_error(task=task, message=message)
     except Exception as second:
-        print(f"{task}: the error could not be written to MLflow: {_said(second)}", file=sys.stderr, flush=True)
+        what = "that it succeeded" if message is None else "the error"
+        print(f"{task}: {what} could not be written to MLflow: {_said(second)}", file=sys.stderr, flush=True)
 
 
 def _said(error: BaseException) -> str:

@@ -1,15 +1,15 @@
 """How a pipeline run ended, on its parent run in MLflow: also where it failed before anything was registered.
 
 Kubeflow's word for the end is not enough: it comes from ML Metadata (COMPLETE, FAILED, RUNNING, CANCELED, CACHED), is
-RUNNING after some successes, and holds no reason. So each task writes its own error, the last task writes the success,
-and the exit handler closes what neither did.
+RUNNING after some successes, and holds no reason. So each task writes its own error, at a tag of its own, and takes it
+back when a later try succeeds; the last task writes the success, and the exit handler closes what neither did.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from amlp.environment import RECORD
 from amlp.errors import without_credentials
 from amlp.params import RegisterParams
 from amlp.registry.tracking import (
+    RUN_TAG,
     RunLog,
     connect,
     find_pipeline_run,
@@ -34,8 +35,12 @@ OUTCOME, TASK, ERROR = "pipeline_outcome", "pipeline_task", "pipeline_error"
 SUCCEEDED, FAILED, CANCELED = "SUCCEEDED", "FAILED", "CANCELED"
 # Outcome -> what MLflow says of a run.
 _STATUS = {SUCCEEDED: "FINISHED", FAILED: "FAILED", CANCELED: "KILLED"}
-# MLflow keeps 5,000 characters of a tag.
-_MESSAGE = 2000
+# What a task said, with its name behind this: tasks that fail at once would lose words at a tag in common.
+_OF_TASK = f"{ERROR}."
+# The exit handler: its own error says nothing about the run.
+_CLOSER = "record-outcome"
+# MLflow keeps 5,000 characters of a tag; of one task's message, and of all that failed.
+_MESSAGE, _MESSAGES = 2000, 4000
 # The end of a run of which no task says anything.
 _TERMINATED = "The run was terminated{where}."
 _UNKNOWN = (
@@ -47,11 +52,9 @@ _UNKNOWN = (
 def record_error(*, task: str, message: str) -> str:
     """Write a task's error to the pipeline run's parent run in MLflow, and end that as FAILED.
 
-    The errors of several tasks are kept; those of an earlier try, whose outcome is recorded already, are replaced.
-
     Args:
         task: as the pipeline names it.
-        message: of the error.
+        message: of the error; it replaces that of an earlier try.
 
     Returns:
         The run's id; empty outside of pipelines.
@@ -59,22 +62,29 @@ def record_error(*, task: str, message: str) -> str:
     Raises:
         UserError: MLflow can't be reached.
     """
-    # A caller that injects a run sets MLflow's address too.
-    where = json.loads(os.environ.get(RECORD, "{}"))
-    if not (pipeline_tags() or "MLFLOW_RUN_ID" in os.environ) or not where:
+    params = _place(task)
+    if params is None:
         return ""
-    with _parent(RegisterParams(**where)) as (client, run_id, injected):
-        before = client.get_run(run_id).data.tags
-        tasks, errors = [task], [f"{task}: {without_credentials(message)[:_MESSAGE]}"]
-        if OUTCOME not in before and ERROR in before:
-            tasks = [*before[TASK].split(","), *tasks]
-            errors = [before[ERROR], *errors]
-        _write(client, run_id, {TASK: ",".join(dict.fromkeys(tasks)), ERROR: "\n".join(errors)[: 2 * _MESSAGE]})
-        if OUTCOME in before:
-            client.delete_tag(run_id, OUTCOME)
-        if not injected:
-            client.set_terminated(run_id, status="FAILED")
+    with _parent(params) as (client, run_id, injected):
+        _write(client, run_id, {f"{_OF_TASK}{task}": without_credentials(message)[:_MESSAGE]})
+        _sum_up(client, run_id, injected=injected)
         return run_id
+
+
+def forget_error(*, task: str) -> None:
+    """Take back the error of an earlier try of a task, for it has succeeded since; the run goes on then.
+
+    Raises:
+        UserError: MLflow can't be reached.
+    """
+    params = _place(task)
+    if params is None:
+        return
+    with _parent(params, make=False) as (client, run_id, injected):
+        name = f"{_OF_TASK}{task}"
+        if run_id and name in client.get_run(run_id).data.tags:
+            _delete(client, run_id, [name])
+            _sum_up(client, run_id, injected=injected)
 
 
 def record_success(*, params: RegisterParams, tags: Mapping[str, str]) -> str:
@@ -86,7 +96,8 @@ def record_success(*, params: RegisterParams, tags: Mapping[str, str]) -> str:
         UserError: MLflow can't be reached.
     """
     with _parent(params) as (client, run_id, injected):
-        _forget_errors(client, run_id)
+        before = client.get_run(run_id).data.tags
+        _delete(client, run_id, [name for name in before if _is_reason(name)])
         _write(client, run_id, {**tags, OUTCOME: SUCCEEDED})
         if not injected:
             client.set_terminated(run_id, status=_STATUS[SUCCEEDED])
@@ -130,7 +141,10 @@ def record_outcome(
             outcome = CANCELED if state in ("CANCELED", "CANCELLED") else FAILED
         found = {**tags, OUTCOME: outcome}
         if outcome == SUCCEEDED:
-            _forget_errors(client, run_id)
+            _delete(client, run_id, [name for name in before if _is_reason(name)])
+        elif errors := _errors(before):
+            # Of tasks that failed at once, one may not have seen the other's.
+            found |= _summary(errors)
         elif ERROR not in before:
             where = f" at {', '.join(tasks)}" if tasks else ""
             said = _TERMINATED if outcome == CANCELED else _UNKNOWN
@@ -172,24 +186,78 @@ def read_error(*, params: RegisterParams, pipeline: str) -> str:
         return client.get_run(run_id).data.tags.get(ERROR, "") if run_id else ""
 
 
+def _place(task: str) -> RegisterParams | None:
+    """Where the errors of this task are recorded; None for nowhere."""
+    # A caller that injects a run sets MLflow's address too.
+    where = json.loads(os.environ.get(RECORD, "{}"))
+    if not (pipeline_tags() or "MLFLOW_RUN_ID" in os.environ) or not where or task == _CLOSER:
+        return None
+    return RegisterParams(**where)
+
+
 @contextmanager
-def _parent(params: RegisterParams, pipeline: str = "") -> Iterator[tuple[MlflowClient, str, bool]]:
+def _parent(
+    params: RegisterParams, pipeline: str = "", *, make: bool = True
+) -> Iterator[tuple[MlflowClient, str, bool]]:
     """Find or make the pipeline run's parent run; yields a client, the run's id, and whether somebody else ends it."""
     with connect(resolve_uri(tracking_address(params.tracking_uri), Path())) as client:
         if not pipeline and (injected := os.environ.get("MLFLOW_RUN_ID")):
             # Kubeflow's plugin gives each task a run below the pipeline's, and ends both itself.
             yield client, client.get_run(injected).data.tags.get("mlflow.parentRunId", injected), True
-        else:
+            return
+        pipeline = pipeline or pipeline_tags()[RUN_TAG]
+        if make:
             yield (
                 client,
                 pipeline_run(client, experiment=params.experiment, name="amlp pipeline", pipeline=pipeline),
                 False,
             )
+        else:
+            yield client, find_pipeline_run(client, experiment=params.experiment, pipeline=pipeline), False
 
 
-def _forget_errors(client: MlflowClient, run_id: str) -> None:
-    for name in client.get_run(run_id).data.tags.keys() & {TASK, ERROR}:
-        client.delete_tag(run_id, name)
+def _is_reason(tag: str) -> bool:
+    return tag in (TASK, ERROR) or tag.startswith(_OF_TASK)
+
+
+def _errors(tags: Mapping[str, str]) -> dict[str, str]:
+    """What tasks said, by task."""
+    return {name.removeprefix(_OF_TASK): tags[name] for name in sorted(tags) if name.startswith(_OF_TASK)}
+
+
+def _summary(errors: Mapping[str, str]) -> dict[str, str]:
+    share = min(_MESSAGE, _MESSAGES // len(errors))
+    lines = [f"{task}: {message}"[:share] for task, message in errors.items()]
+    return {TASK: ",".join(errors), ERROR: "\n".join(lines)}
+
+
+def _sum_up(client: MlflowClient, run_id: str, *, injected: bool) -> None:
+    """Say at one place what tasks said. The outcome of an earlier try of the whole run counts no more."""
+    before = client.get_run(run_id).data.tags
+    errors = _errors(before)
+    _delete(client, run_id, [name for name in (OUTCOME,) if name in before])
+    if errors:
+        _write(client, run_id, _summary(errors))
+    else:
+        _delete(client, run_id, [name for name in (TASK, ERROR) if name in before])
+    if injected:
+        return
+    if errors:
+        client.set_terminated(run_id, status=_STATUS[FAILED])
+    else:
+        client.update_run(run_id, status="RUNNING")
+
+
+def _delete(client: MlflowClient, run_id: str, names: Iterable[str]) -> None:
+    """Delete tags; another task may have been faster."""
+    from mlflow import MlflowException
+
+    for name in names:
+        try:
+            client.delete_tag(run_id, name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
 
 def _write(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

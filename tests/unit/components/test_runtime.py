@@ -88,6 +88,15 @@ def test_a_users_error_is_recorded_and_has_its_exit_code(
     assert run.data.tags["pipeline_error"] == "find-lesions: images.csv: 3 columns; expected 4"
 
 
+def test_a_task_that_succeeds_after_all_takes_its_error_back(task: Any, tracking_uri: str) -> None:
+    """As where its pod was deleted and Kubeflow made another one."""
+    with pytest.raises(SystemExit):
+        task(lambda: 1 // 0)
+    assert task(lambda: 1 // 1) == 1
+    [run] = parents(tracking_uri)
+    assert run.info.status == "RUNNING" and not [tag for tag in run.data.tags if tag.startswith("pipeline_error")]
+
+
 def test_an_error_names_artifacts_and_not_the_folders_of_the_pod(task: Any, tmp_path: Path, tracking_uri: str) -> None:
     def refuse(cases: Artifact, cases_more: Artifact) -> None:
         raise UserError(f"{cases.path}/manifest.parquet and {cases_more.path}: not of the same patients")
