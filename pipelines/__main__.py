@@ -369,8 +369,8 @@ def _where_the_reason_is(args: argparse.Namespace) -> str:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    """Close in MLflow what ended on Kubeflow."""
-    from pipelines.sync import sync
+    """Write to MLflow how runs ended on Kubeflow."""
+    from pipelines.sync import experiment_of, sync
 
     register = _mlflow(args)
     with _kubeflow(args) as (client, namespace):
@@ -397,6 +397,10 @@ def _sync(args: argparse.Namespace) -> int:
         if one.changed:
             print(f"{one.pipeline}: {one.outcome}, written to MLflow run {one.run_id}")
     print(f"{len(closed)} runs ended, {sum(one.changed for one in closed)} written at {register.tracking_uri}")
+    if others := sum(experiment_of(run) != register.experiment for run in runs):
+        print(
+            f"{others} runs are not of this pipeline, or not of experiment {register.experiment} of MLflow (--params)"
+        )
     return 0
 
 
