@@ -481,7 +481,7 @@ def build_parser() -> argparse.ArgumentParser:
     mlflow_option(added)
     added.add_argument("--wait", action="store_true", help="until it ends")
     added.add_argument("--json", action="store_true", help="for programs")
-    added = command("sync", _sync, "write to MLflow how runs ended of which nobody wrote it, as of terminated ones")
+    added = command("sync", _sync, "write to MLflow how runs ended, where it does not say so, as of terminated ones")
     kubeflow(added)
     mlflow_option(added)
     added.add_argument("--experiment", default="amlp", help="of Kubeflow (default: amlp)")
