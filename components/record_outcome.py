@@ -22,10 +22,10 @@ def record_outcome(params: str, data_rev: str, git_commit: str, status: Pipeline
 
     settings = parse_params(json.loads(params), "params")
     tags = {"source_rev": data_rev, "git_commit": git_commit}
-    run_id, outcome = record_outcome(
+    ended = record_outcome(
         params=settings.register_,
         state=status.state,
         message=status.error_message or "",
         tags={name: value for name, value in tags.items() if value},
     )
-    logger.info(f"Kubeflow says {status.state}; recorded as {outcome} in MLflow run {run_id}")
+    logger.info(f"Kubeflow says {status.state}; recorded as {ended.outcome} in MLflow run {ended.run_id}")

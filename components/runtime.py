@@ -85,7 +85,8 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
 
     Input artifacts are checked against what was written. What may pass (`amlp.errors.is_transient`), and a child that
     was killed, are tried again: Kubeflow's own settings repeat a task only where its pod vanished. Trainings resume
-    from their last checkpoint. An error is written to the pipeline run's parent run in MLflow, with the task's name.
+    from their last checkpoint. An error is written to the pipeline run's parent run in MLflow, with the task's name,
+    and taken back when a later try succeeds.
 
     Args:
         module: that defines the component.
@@ -112,6 +113,7 @@ def run_task(module: str, name: str, inputs: Mapping[str, Any]) -> Any:
     if ended.end == "ok":
         for argument, metadata in ended.metadata.items():
             inputs[argument].metadata.update(metadata)
+        _record(task)
         return ended.result
     logger.error(f"amlp: {ended.message}")
     _record(task, ended)
@@ -259,14 +261,18 @@ def load_settings(folder: Path = SETTINGS_FOLDER) -> None:
             os.environ.setdefault(file.name, file.read_text(encoding="utf-8").strip("\n"))
 
 
-def _record(task: str, ended: Attempt) -> None:
-    """Write the error to MLflow; where that fails too, the task's log has both."""
-    from amlp.registry.outcome import record_error
+def _record(task: str, failed: Attempt | None = None) -> None:
+    """Write the error to MLflow, or that there is none any more; where that fails too, the task's log has both."""
+    from amlp.registry.outcome import forget_error, record_error
 
     try:
-        record_error(task=task, message=ended.message, kind=ended.end)
+        if failed is None:
+            forget_error(task=task)
+        else:
+            record_error(task=task, message=failed.message, kind=failed.end)
     except Exception as second:
-        logger.error(f"{task}: the error could not be written to MLflow: {_said(second)}")
+        what = "that it succeeded" if failed is None else "the error"
+        logger.error(f"{task}: {what} could not be written to MLflow: {_said(second)}")
 
 
 def _said(error: BaseException) -> str:

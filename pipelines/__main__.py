@@ -472,8 +472,8 @@ def _runs(client: Any, experiment: str) -> list[dict[str, Any]]:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    """Close in MLflow what ended on Kubeflow."""
-    from pipelines.sync import sync
+    """Write to MLflow how runs ended on Kubeflow."""
+    from pipelines.sync import experiment_of, sync
 
     register = _mlflow(args)
     with _kubeflow(args) as (client, namespace):
@@ -495,6 +495,10 @@ def _sync(args: argparse.Namespace) -> int:
         if one.changed:
             print(f"{one.pipeline}: {one.outcome}, written to MLflow run {one.run_id}")
     print(f"{len(closed)} runs ended, {sum(one.changed for one in closed)} written at {register.tracking_uri}")
+    if others := sum(experiment_of(run) != register.experiment for run in runs):
+        print(
+            f"{others} runs are not of this pipeline, or not of experiment {register.experiment} of MLflow (--params)"
+        )
     return 0
 
 
@@ -585,7 +589,7 @@ def build_parser() -> argparse.ArgumentParser:
     mlflow_option(added)
     added.add_argument("--wait", action="store_true", help="until it ends")
     added.add_argument("--json", action="store_true", help="for programs")
-    added = command("sync", _sync, "write to MLflow how runs ended of which nobody wrote it, as of terminated ones")
+    added = command("sync", _sync, "write to MLflow how runs ended, where it does not say so, as of terminated ones")
     kubeflow(added)
     mlflow_option(added)
     added.add_argument("--experiment", default="amlp", help="of Kubeflow (default: amlp)")

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
+# Kubeflow's name for the pipeline.
+PIPELINE = "amlp-training"
 TASKS = (
     "pull-data", "ingest", "validate", "preprocess", "pretrain", "scratch", "finetune", "evaluate", "register",
     "gate", "record-outcome",
@@ -20,7 +22,7 @@ TASKS = (
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 UNREPORTED, NOT_RUN = "not reported by Kubeflow", "not run"
 _TRY = re.compile(r"(?P<task>.+)\((?P<number>\d+)\)")
-_NO_TASK = re.compile(r"(root|executor|exit-handler-\d+.*|condition-\d+.*|amlp-training-.*|.*-driver)")
+_NO_TASK = re.compile(rf"(root|executor|exit-handler-\d+.*|condition-\d+.*|{PIPELINE}-.*|.*-driver)")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ def unfinished(run: Any) -> list[str]:
     # The exit handler's task fails with a run that is terminated.
     rows = [row for row in rows_of(run) if row.state not in done and row.task != TASKS[-1]]
     return [row.task for row in rows if row.tries]
+
+
+def in_state(run: Any, state: str) -> list[str]:
+    """Return the tasks that Kubeflow says are in a state, without the exit handler's."""
+    return [row.task for row in rows_of(run) if row.state == state and row.task != TASKS[-1]]
 
 
 def as_json(run: Any, link: str) -> dict[str, Any]:

@@ -1,16 +1,17 @@
-"""Close, in MLflow, the runs of pipelines that ended on Kubeflow and that nobody closed.
+"""Write to MLflow how runs of the training pipeline ended on Kubeflow, where it says nothing or something else.
 
-Kubeflow runs no exit handler for a run that was terminated, nor after its controller lost one.
+Kubeflow runs no exit handler for a run that was terminated or repeated, nor after its controller lost one.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from amlp.params import RegisterParams
-from pipelines.runs import unfinished
+from pipelines.runs import PIPELINE, in_state, unfinished
 
 # Kubeflow's states in which a run has ended.
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED")
@@ -50,28 +51,51 @@ def end_of(run: Mapping[str, Any]) -> str:
     return "CANCELED" if state != "SUCCEEDED" and "CANCELING" in latest else str(state)
 
 
+def experiment_of(run: Mapping[str, Any]) -> str:
+    """Return the experiment of MLflow that a run of Kubeflow's API records in; empty for runs of other pipelines.
+
+    A run of a pipeline that somebody uploaded has an id in the place of the pipeline, so its arguments have to do.
+    """
+    spec = _at(run, "pipeline_spec")
+    # With settings of Kubernetes beside it, the pipeline is one level down.
+    name = _at(_at(spec, "pipeline_spec") or spec, "pipelineInfo").get("name")
+    arguments = _at(_at(run, "runtime_config"), "parameters")
+    try:
+        values = json.loads(arguments.get("params") or "")
+    except (TypeError, ValueError):
+        return ""
+    if name not in (None, PIPELINE) or "git_commit" not in arguments or not isinstance(values, dict):
+        return ""
+    return str(_at(values, "register").get("experiment") or RegisterParams().experiment)
+
+
+def _at(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def sync(runs: Iterable[Mapping[str, Any]], params: RegisterParams) -> list[Closed]:
     """Bring MLflow's parent runs in line with the ends of Kubeflow's runs; those that agree stay as they are.
 
     Args:
-        runs: as Kubeflow's API returns them.
+        runs: as Kubeflow's API returns them. Those of other pipelines and other experiments of MLflow are passed over.
         params: where MLflow is.
 
     Raises:
         UserError: MLflow can't be reached.
     """
-    from amlp.registry.outcome import read_outcome, record_outcome
+    from amlp.registry.outcome import record_outcome
 
     closed = []
     for run in runs:
         pipeline, state = run.get("run_id"), end_of(run)
-        if not state or not isinstance(pipeline, str) or not pipeline:
+        if not state or not isinstance(pipeline, str) or not pipeline or experiment_of(run) != params.experiment:
             continue
-        before = read_outcome(params=params, pipeline=pipeline)
-        run_id, outcome = before
-        if outcome != state:
-            run_id, outcome = record_outcome(
-                params=params, state=state, tasks=unfinished(run), tags={}, pipeline=pipeline
-            )
-        closed.append(Closed(pipeline, run_id, outcome, changed=(run_id, outcome) != before))
+        # Where Kubeflow's list of tasks stops at an earlier state, what ran then may have ended well.
+        failed = unfinished(run) if state == "CANCELED" else in_state(run, "FAILED")
+        succeeded = in_state(run, "SUCCEEDED")
+        found = record_outcome(
+            params=params, state=state, failed=failed, succeeded=succeeded, tags={}, pipeline=pipeline
+        )
+        closed.append(Closed(pipeline, *found))
     return closed

@@ -22,6 +22,7 @@ from components.register import register
 from components.validate import validate
 from pipelines.pods import launches, on_gpu, place
 from pipelines.resources import Resources, TaskResources
+from pipelines.runs import PIPELINE
 
 
 def training_pipeline(
@@ -57,7 +58,7 @@ def training_pipeline(
             task.set_caching_options(False)
         return place(task, pod or resources.of(task.name), record=record)
 
-    @dsl.pipeline(name="amlp-training")
+    @dsl.pipeline(name=PIPELINE)
     def training(
         ingest_params: str,
         validate_params: str,

@@ -9,7 +9,8 @@ The same functions as `amlp pretrain` and `amlp finetune`. Started again, on ano
 state. Local paths do as well where all nodes share them.
 
 What starts it can't see why it failed, so it writes that to the URI that `--error` names. An error of the user there
-ends it at once: KubeRay repeats a job whatever its exit code, and the same mistake needs no second try.
+ends it at once: KubeRay repeats a job whatever its exit code, and the same mistake needs no second try. What may pass
+does not.
 """
 
 from __future__ import annotations
@@ -59,9 +60,12 @@ class StageError:
 
     @classmethod
     def of(cls, error: Exception) -> StageError:
-        if isinstance(error, UserError):
-            return cls("user", str(error))
-        return cls("passing" if is_transient(error) else "other", f"{type(error).__name__}: {error}")
+        by_user = isinstance(error, UserError)
+        message = str(error) if by_user else f"{type(error).__name__}: {error}"
+        # First: storage that does not answer is a user's error too, and no mistake.
+        if is_transient(error):
+            return cls("passing", message)
+        return cls("user" if by_user else "other", message)
 
     @classmethod
     def read(cls, uri: str) -> StageError | None:

@@ -48,40 +48,46 @@ def why_over(pod: Mapping[str, Any] | None, uid: str) -> str:
     return ""
 
 
-def sweep(api: Any, namespace: str) -> Iterator[str]:
-    """Delete the RayJobs of ended tasks, and yield a line for each. Other RayJobs stay, those without an owner too.
+def sweep(api: Any, namespace: str) -> Iterator[tuple[str, Exception | None]]:
+    """Delete the RayJobs of ended tasks. Other RayJobs stay, those without an owner too.
 
     Args:
         api: a `kubernetes.client.ApiClient`.
         namespace: to look in.
 
-    Raises:
-        ApiException: the API refuses or fails.
+    Yields:
+        A line for each that was deleted. Of what fails, the list of them too, a line and the error: the others don't
+        wait for it.
     """
     from kubernetes import client
 
     objects, core = client.CustomObjectsApi(api), client.CoreV1Api(api)
     where = {"group": GROUP, "version": VERSION, "namespace": namespace, "plural": PLURAL}
-    found = objects.list_namespaced_custom_object(**where, label_selector=OWNER_LABEL, _request_timeout=30)
+    try:
+        found = objects.list_namespaced_custom_object(**where, label_selector=OWNER_LABEL, _request_timeout=30)
+    except Exception as error:
+        yield str(error), error
+        return
     for job in found.get("items") or []:
         metadata = job["metadata"]
         owner = next((one for one in metadata.get("ownerReferences") or [] if one.get("kind") == "Pod"), None)
         if owner is None or metadata.get("deletionTimestamp"):
             continue
-        reason = why_over(_pod(core, owner["name"], namespace), owner["uid"])
-        if not reason:
-            continue
-        # Another of the same name, that a new try has made since, is not meant.
-        body = client.V1DeleteOptions(
-            propagation_policy="Background", preconditions=client.V1Preconditions(uid=metadata["uid"])
-        )
+        name = metadata["name"]
         try:
-            objects.delete_namespaced_custom_object(**where, name=metadata["name"], body=body, _request_timeout=30)
-        except client.ApiException as error:
-            if error.status not in (404, 409):
-                raise
-            continue
-        yield f"RayJob {metadata['name']}: deleted, because {reason}"
+            reason = why_over(_pod(core, owner["name"], namespace), owner["uid"])
+            if not reason:
+                continue
+            # Another of the same name, that a new try has made since, is not meant.
+            body = client.V1DeleteOptions(
+                propagation_policy="Background", preconditions=client.V1Preconditions(uid=metadata["uid"])
+            )
+            objects.delete_namespaced_custom_object(**where, name=name, body=body, _request_timeout=30)
+        except Exception as error:
+            if not (isinstance(error, client.ApiException) and error.status in (404, 409)):
+                yield f"RayJob {name}: {error}", error
+        else:
+            yield f"RayJob {name}: deleted, because {reason}", None
 
 
 def _pod(core: Any, name: str, namespace: str) -> dict[str, Any] | None:
@@ -114,17 +120,17 @@ def main(argv: Sequence[str] | None = None, *, sleep: Callable[[float], None] = 
         return 2
     logger.info(f"Looking for RayJobs whose task has ended in namespace {args.namespace}")
     while True:
-        try:
-            for line in sweep(api, args.namespace):
+        failed = False
+        for line, why in sweep(api, args.namespace):
+            if why is None:
                 logger.info(line)
-        except Exception as error:
+                continue
             # A server that starts or is away: the next look may succeed. A missing right is no such thing, but it may
             # be granted, and to end here would only be to be started again.
-            logger.error(f"{'This may pass' if is_transient(error) else 'Failed'}: {error}")
-            if args.once:
-                return 1
+            failed = True
+            logger.error(f"{'This may pass' if is_transient(why) else 'Failed'}: {line}")
         if args.once:
-            return 0
+            return int(failed)
         sleep(PAUSE)
 
 

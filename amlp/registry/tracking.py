@@ -219,10 +219,12 @@ def pipeline_run(client: MlflowClient, *, experiment: str, name: str, pipeline: 
 
 
 def find_pipeline_run(client: MlflowClient, *, experiment: str, pipeline: str) -> str:
-    """Find the first run of a pipeline run; empty for none."""
-    home = experiment_id(client, experiment)
+    """Find the first run of a pipeline run; empty for none, also where the experiment is not there."""
+    home = client.get_experiment_by_name(experiment)
+    if home is None:
+        return ""
     # Children carry no such tag.
-    runs = client.search_runs([home], filter_string=_having({RUN_TAG: pipeline}))
+    runs = client.search_runs([home.experiment_id], filter_string=_having({RUN_TAG: pipeline}))
     return min(((run.info.start_time, run.info.run_id) for run in runs), default=(0, ""))[1]
 
 

@@ -93,6 +93,21 @@ class _Asked(dict[str, Any]):
         return self.answer()
 
 
+@pytest.mark.parametrize("stuck", ["pod", "deletion"])
+def test_one_rayjob_that_fails_does_not_keep_the_others(
+    api: KubeApi, capsys: pytest.CaptureFixture[str], stuck: str
+) -> None:
+    api.pods = {"broken": 500 if stuck == "pod" else pod(main=ENDED)}
+    api.deletions = [] if stuck == "pod" else [403]
+    kept = launched(api, "pretrain", pod_name="broken", pod_uid="u1")
+    deleted = launched(api, "scratch", pod_name="nowhere", pod_uid="u1")
+    assert main(["--namespace", "amlp", "--once", "--host", api.host]) == 1
+    assert api.jobs.keys() == {kept}
+    said = capsys.readouterr()
+    assert f"RayJob {deleted}: deleted" in said.out
+    assert f"{'This may pass' if stuck == 'pod' else 'Failed'}: RayJob {kept}: " in said.err
+
+
 def test_an_api_that_is_away_ends_nothing(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
     name = launched(api, "pretrain", pod_name="broken", pod_uid="u1")
     api.pods = {"broken": 500}

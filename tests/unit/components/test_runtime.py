@@ -86,7 +86,16 @@ def test_a_users_error_is_recorded_and_has_its_exit_code(
     [run] = parents(tracking_uri)
     assert run.info.status == "FAILED" and run.data.tags["pipeline_task"] == "find-lesions"
     assert run.data.tags["pipeline_error"] == "find-lesions: images.csv: 3 columns; expected 4"
-    assert run.data.tags["pipeline_error_kind"] == "mistake"
+    assert run.data.tags["pipeline_error_kind.find-lesions"] == "mistake"
+
+
+def test_a_task_that_succeeds_after_all_takes_its_error_back(task: Any, tracking_uri: str) -> None:
+    """As where its pod was deleted and Kubeflow made another one."""
+    with pytest.raises(SystemExit):
+        task(lambda: 1 // 0)
+    assert task(lambda: 1 // 1) == 1
+    [run] = parents(tracking_uri)
+    assert run.info.status == "RUNNING" and not [tag for tag in run.data.tags if tag.startswith("pipeline_error")]
 
 
 def test_an_error_names_artifacts_and_not_the_folders_of_the_pod(task: Any, tmp_path: Path, tracking_uri: str) -> None:
@@ -115,7 +124,7 @@ def test_a_bug_is_recorded_with_its_traceback_and_tried_once(
     assert "return 1 / 0\n" in capfd.readouterr().err
     [run] = parents(tracking_uri)
     assert run.data.tags["pipeline_error"] == "find-lesions: ZeroDivisionError: division by zero"
-    assert run.data.tags["pipeline_error_kind"] == "error"
+    assert run.data.tags["pipeline_error_kind.find-lesions"] == "error"
 
 
 def test_an_error_that_can_not_be_recorded_is_still_the_tasks(
@@ -268,7 +277,7 @@ def test_sigterm_reaches_the_function_and_is_recorded(project: Path, tmp_path: P
     assert (tmp_path / "deleted").exists()
     [run] = parents(tracking_uri)
     assert run.data.tags["pipeline_error"].startswith("launch: was asked to end (SIGTERM)")
-    assert run.data.tags["pipeline_error_kind"] == "killed"
+    assert run.data.tags["pipeline_error_kind.launch"] == "killed"
 
 
 def test_no_try_follows_the_last_and_none_a_users_error() -> None:

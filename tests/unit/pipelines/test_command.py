@@ -23,7 +23,8 @@ from tests.support.kubeflow_api import KubeflowApi, kubeflow_api
 # kfp's first import takes long on a machine that is busy.
 pytestmark = pytest.mark.timeout(240)
 
-DONE = {"run_id": "r1", "display_name": "amlp", "state": "SUCCEEDED"}
+ARGUMENTS = {"runtime_config": {"parameters": {"params": "{}", "git_commit": "f" * 40}}}
+DONE = {"run_id": "r1", "display_name": "amlp", "state": "SUCCEEDED", **ARGUMENTS}
 
 
 @pytest.fixture
@@ -203,11 +204,12 @@ def test_runs_that_nobody_closed_are_closed_in_mlflow(
     history = [{"state": one} for one in ("RUNNING", "CANCELING", "FAILED")]
     api.experiments, api.multi_user = True, False
     began = {"display_name": "pretrain", "state": "RUNNING", "start_time": "2026-11-26T01:00:00Z"}
-    terminated = {"run_id": "r7", "state": "FAILED", "state_history": history, "run_details": nodes(began)}
-    api.runs = [terminated, DONE, DONE | {"state": "RUNNING"}]
+    terminated = ARGUMENTS | {"run_id": "r7", "state": "FAILED", "state_history": history, "run_details": nodes(began)}
+    api.runs = [terminated, DONE, DONE | {"state": "RUNNING"}, {"run_id": "r8", "state": "FAILED"}]
     assert main(["sync", "--host", api.host]) == 0
     told = capsys.readouterr().out
     assert "r7: CANCELED, written" in told and "r1: SUCCEEDED, written" in told and "2 runs ended, 2 written" in told
+    assert "r8" not in told and "\n1 runs are not of this pipeline, or not of experiment amlp" in told
     assert main(["sync", "--host", api.host]) == 0
     assert "2 runs ended, 0 written" in capsys.readouterr().out
     # As people see it then.

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.runs import NOT_RUN, TASKS, UNREPORTED, as_json, message_of, rows_of, unfinished
-from pipelines.sync import end_of
+from pipelines.runs import NOT_RUN, TASKS, UNREPORTED, as_json, in_state, message_of, rows_of, unfinished
+from pipelines.sync import end_of, experiment_of
 from tests.support.kubeflow_answers import drawn, mutated
 
 # Recorded by a real Kubeflow Pipelines 2.17; not part of the project.
@@ -67,6 +67,13 @@ def test_a_terminated_run_is_known_by_its_history() -> None:
     assert end_of(recorded("run-failed-task")) == "FAILED" and end_of(recorded("run-retried-succeeded")) == "SUCCEEDED"
 
 
+def test_a_run_names_the_pipeline_and_the_experiment_that_it_records_in() -> None:
+    answers = [*recorded("runs-list")["runs"], *(recorded(f"run-{end}") for end in ("canceling", "failed-task"))]
+    assert len(answers) == 5 and {experiment_of(answer) for answer in answers} == {"amlp"}
+    answers[0]["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] = "hello-world"
+    assert experiment_of(answers[0]) == ""
+
+
 @pytest.mark.parametrize("name", ["run-not-found", "bad-cron", "bad-pipeline", "missing-parameter", "not-json"])
 def test_errors_say_what_kubeflow_says(name: str) -> None:
     body = recorded(f"error-{name}")["body"]
@@ -82,6 +89,7 @@ def test_no_answer_ends_in_a_traceback(name: str) -> None:
         assert all(str(row) for row in rows_of(answer))
         json.dumps(as_json(answer, "link"))
         end_of(answer)
+        experiment_of(answer)
     for odd in (None, [], "text", {"run_details": []}, {"run_details": {"task_details": {}}}):
         assert rows_of(odd) == []
 
@@ -89,5 +97,8 @@ def test_no_answer_ends_in_a_traceback(name: str) -> None:
 def test_what_failed_or_did_not_end_is_known_as_far_as_kubeflow_knows_it() -> None:
     assert unfinished(recorded("run-terminated")) == ["pretrain"]
     assert unfinished(recorded("run-failed-oom")) == ["pretrain", "scratch"]
+    assert in_state(recorded("run-failed-oom"), "FAILED") == ["pretrain", "scratch"]
+    assert in_state(recorded("run-failed-task"), "SUCCEEDED") == ["pull-data", "ingest"]
+    assert in_state(recorded("run-terminated"), "FAILED") == ["pretrain"]
     assert unfinished(recorded("run-succeeded-frozen")) == unfinished(recorded("run-succeeded-cached")) == []
     assert unfinished(None) == unfinished({"run_details": {"task_details": [{"display_name": "gate"}]}}) == []

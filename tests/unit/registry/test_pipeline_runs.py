@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from amlp.files import write_json
 from amlp.params import RegisterParams
-from amlp.registry.outcome import read_error, record_error, record_outcome, record_success
+from amlp.registry.outcome import forget_error, read_error, record_error, record_outcome, record_success
 from amlp.registry.tracking import connect, parent_run, pipeline_run
 from amlp.reporting.links import write_links
 from tests.support.records import registration_of
@@ -116,21 +116,71 @@ def test_a_task_that_fails_says_why(tracking_uri: str, client: MlflowClient) -> 
 
 
 @pytest.mark.usefixtures("in_pipeline")
-def test_errors_of_one_try_are_kept_and_those_of_the_next_replace_them(tracking_uri: str, client: MlflowClient) -> None:
-    params = RegisterParams(tracking_uri=tracking_uri)
-    for task, kind in (("pretrain", "error"), ("scratch", ""), ("scratch", "killed")):
-        run_id = record_error(task=task, message="no space", kind=kind)
+def test_a_task_takes_its_error_back_when_it_succeeds_after_all(tracking_uri: str, client: MlflowClient) -> None:
+    run_id = record_error(task="pretrain", message="was asked to end (SIGTERM)")
+    forget_error(task="scratch")
+    assert ended(client, run_id)[:3] == ("FAILED", "", "pretrain")
+    # Its pod was deleted, and Kubeflow made another one.
+    forget_error(task="pretrain")
+    assert ended(client, run_id) == ("RUNNING", "", "", "")
+    record_error(task="evaluate", message="no space")
     record(tracking_uri, "FAILED")
+    assert ended(client, run_id) == ("FAILED", "FAILED", "evaluate", "evaluate: no space")
+
+
+@pytest.mark.usefixtures("in_pipeline")
+def test_every_task_that_failed_is_named_with_its_last_error(tracking_uri: str, client: MlflowClient) -> None:
+    params = RegisterParams(tracking_uri=tracking_uri)
+    for task, message, kind in (
+        ("scratch", "no route", "passing"), ("pretrain", "no space", "error"), ("scratch", "no space", "killed"),
+    ):  # fmt: skip
+        run_id = record_error(task=task, message=message, kind=kind)
+    both = ("FAILED", "FAILED", "pretrain,scratch", "pretrain: no space\nscratch: no space")
+    assert ended(client, run_id)[2:] == both[2:]
+    # As where both failed at once, and one wrote last what it had read first.
+    client.set_tag(run_id, "pipeline_task", "scratch")
+    client.set_tag(run_id, "pipeline_error", "scratch: no space")
+    record(tracking_uri, "FAILED")
+    assert ended(client, run_id) == both
     assert read_error(params=params, pipeline="p1")[1] == {"error", "killed"}
-    assert ended(client, run_id)[2:] == ("pretrain,scratch", "\n".join([f"{t}: no space" for t in
-                                         ("pretrain", "scratch", "scratch")]))  # fmt: skip
     # Kubeflow's `:retry`: its exit handler does not run again.
+    forget_error(task="scratch")
+    forget_error(task="pretrain")
     record_error(task="gate", message="no champion", kind="mistake")
     assert ended(client, run_id) == ("FAILED", "", "gate", "gate: no champion")
     assert read_error(params=params, pipeline="p1") == ("gate: no champion", {"mistake"})
     assert succeed(tracking_uri) == run_id
     assert read_error(params=params, pipeline="p1") == ("", set())
     assert ended(client, run_id) == ("FINISHED", "SUCCEEDED", "", "")
+    assert not [name for name in client.get_run(run_id).data.tags if name.startswith("pipeline_error")]
+
+
+@pytest.mark.usefixtures("in_pipeline")
+def test_long_errors_leave_room_for_each_other(client: MlflowClient) -> None:
+    tasks = ("evaluate", "pretrain", "scratch")
+    for task in tasks:
+        run_id = record_error(task=task, message=f"{task} ran out of {'x' * 10_000}")
+    error = ended(client, run_id)[3]
+    assert [line.partition(" ran")[0] for line in error.splitlines()] == [f"{task}: {task}" for task in tasks]
+    assert len(error) < 5000
+
+
+@pytest.mark.usefixtures("in_pipeline")
+def test_an_error_of_the_exit_handler_is_none_of_the_run(tracking_uri: str, client: MlflowClient) -> None:
+    run_id = succeed(tracking_uri)
+    assert not record_error(task="record-outcome", message="was asked to end (SIGTERM)")
+    assert ended(client, run_id) == ("FINISHED", "SUCCEEDED", "", "")
+
+
+@pytest.mark.usefixtures("in_pipeline")
+def test_a_task_that_never_failed_leaves_no_trace(client: MlflowClient) -> None:
+    forget_error(task="pretrain")
+    assert not all_runs(client) and client.get_experiment_by_name("amlp") is None
+
+
+def test_to_look_for_a_run_makes_none(tracking_uri: str, client: MlflowClient) -> None:
+    assert read_error(params=RegisterParams(tracking_uri=tracking_uri), pipeline="p1") == ("", set())
+    assert client.get_experiment_by_name("amlp") is None
 
 
 def test_outside_of_pipelines_nothing_is_recorded(tracking_uri: str, client: MlflowClient) -> None:
