@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -160,48 +156,6 @@ def test_the_same_input_gives_the_same_files(weights: Weights, pictures: Path, t
     pd.testing.assert_frame_equal(
         table_of(tmp_path / "one").drop(columns=drop), table_of(tmp_path / "two").drop(columns=drop)
     )
-
-
-@pytest.mark.timeout(180)
-def test_a_killed_run_goes_on_and_leaves_no_half_file(weights: Weights, tmp_path: Path) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    for number in range(1000):
-        write_png(folder / f"{number:04d}.png", RANDOM.integers(0, 256, (40, 50), dtype=np.uint8))
-    Image.open(folder / "0000.png").save(folder / "0000.bmp")
-    (folder / "0000.png").unlink()
-    command = [sys.executable, "-m", "amlp", "predict", str(folder), str(out), "--model", str(weights.file)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        while process.poll() is None and not (
-            (out / JOURNAL).is_file() and (out / JOURNAL).read_text().count("\n") > 20
-        ):
-            time.sleep(0.01)  # between looks at a run that goes on
-    finally:
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    (out / "masks/.999.1234.tmp.png").write_bytes(b"half")
-    with (out / JOURNAL).open("a") as journal:
-        journal.write('{"file": "39')
-    finished = {path.name: path.stat().st_mtime_ns for path in (out / "masks").glob("[!.]*.png")}
-    noted = (out / JOURNAL).read_text().count('"rows"')
-    assert 20 <= noted < 1000 and not (out / "predictions.csv").exists()
-
-    # Not noted, and so not trusted: this one has changed since.
-    write_png(folder / "0002.png", np.zeros((40, 51), np.uint8))
-    # A namesake takes its mask's name, so its own has another one now.
-    write_png(folder / "0000.png", np.zeros((9, 9), np.uint8))
-    summary = predict_folder(weights=weights, source=folder, out=out)
-    assert (summary["images"], summary["bad_files"]) == (1001, 0)
-    table, predictor = table_of(out), Predictor.load(weights.file)
-    assert len(table) == 1001 and table.loc["0002.png", "width"] == 51
-    assert table["mask"].is_unique
-    for name in table.index[::100]:
-        mask = read_mask(out / table.loc[name, "mask"])
-        np.testing.assert_array_equal(mask, predictor.mask(read_image(folder / name)))
-    kept = [name for name, when in finished.items() if (out / "masks" / name).stat().st_mtime_ns == when]
-    assert len(kept) >= noted - 2, "what was finished is not done again"
-    assert not list(out.rglob(".*"))
 
 
 def test_folders_that_hold_other_things_are_refused(weights: Weights, pictures: Path, tmp_path: Path) -> None:
