@@ -39,7 +39,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     MLFLOW_DISABLE_TELEMETRY=true \
     RAY_USAGE_STATS_ENABLED=0
-# A login shell, which KubeRay can be told to use, would forget the PATH. Python's official images have no bytecode.
+# A login shell, which KubeRay can be set to use, would forget the PATH. Python's official images have no bytecode.
 RUN set -eu; \
     groupadd --gid 10001 amlp; \
     useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin amlp; \

@@ -75,7 +75,7 @@ busi: setup ## run the whole pipeline on the BUSI images: make busi DATA=folder
 	cd $(BUSI_WORKSPACE) && dvc repro
 	@cd $(BUSI_WORKSPACE) && amlp summary
 
-# Not with `dvc repro` alone: a study is many trainings, and goes on where it was stopped.
+# Not with `dvc repro` alone: a study is many trainings, and resumes where it was stopped.
 study: setup ## compare variants, label fractions and seeds on BUSI, write docs/explanation/results.md: make study DATA=folder JOBS=2
 	@test -d "$(DATA)" || { echo "no folder '$(DATA)': make study DATA=folder with benign/, malignant/, normal/" >&2; exit 2; }
 	amlp init $(STUDY_WORKSPACE) --recipe busi-study --data "$(DATA)"

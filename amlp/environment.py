@@ -8,7 +8,7 @@ from pathlib import Path
 import amlp
 from amlp.errors import UserError
 
-# Nobody is told what runs here, and nothing is fetched from a model hub while it runs.
+# Nothing here reports to anybody, and nothing is fetched from a model hub while it runs.
 QUIET = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",

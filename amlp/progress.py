@@ -35,7 +35,7 @@ def progress(total: int, label: str, unit: str, *, done: int = 0, disable: bool 
         initial=done,
         disable=disable,
         file=None if terminal else _Lines(),
-        # A log is read afterwards: a line each ten seconds tells as much as a hundred.
+        # A log is read afterwards: a line each ten seconds says as much as a hundred.
         mininterval=0.2 if terminal else 10.0,
         dynamic_ncols=terminal,
         # Count every update, or a training that slows down falls silent.

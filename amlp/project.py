@@ -227,7 +227,7 @@ def _scalar(value: Any) -> str:
 def _filled(text: str, params: Params) -> str:
     """Put the values of `params` into the text of params.yaml; comments stay."""
     values = params.model_dump(by_alias=True)
-    # The first line tells of the demo.
+    # The first line is about the demo.
     lines, sections = text.splitlines()[1:], [values]
     for number, line in enumerate(lines):
         if not (match := _LINE.fullmatch(line)):

@@ -210,7 +210,7 @@ def check(probe: str) -> None:
     """Write, read and delete the object `probe`, which must be new.
 
     Raises:
-        StorageError: one of them fails; the message tells credentials, bucket and network apart.
+        StorageError: one of them fails; the message says whether credentials, bucket or network is the reason.
     """
     bucket, key = split_uri(probe)
     # Some servers create a bucket that is written to: a mistyped name would pass.

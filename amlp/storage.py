@@ -226,7 +226,7 @@ def check_storage(uri: Path | str) -> None:
     """Check that a folder can be written, read and cleared, before hours are spent on what is to be written there.
 
     Raises:
-        StorageError: it can't; the message tells credentials, bucket and network apart.
+        StorageError: it can't; the message says whether credentials, bucket or network is the reason.
     """
     _at(uri).check()
 

@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", type=int, default=400, help="images a turn")
     args = parser.parse_args(argv)
     if args.images < EARLY:
-        parser.error(f"--images {args.images}: expected {EARLY} or more, or memory can't be told from its start")
+        parser.error(f"--images {args.images}: expected {EARLY} or more, or memory can't be compared with its start")
     weights = Weights(args.model, args.model.name, sha256(args.model))
     figures = measure(
         weights=weights, data=args.data, exclude=args.exclude, images=args.images, rounds=args.rounds, part=args.part

@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def cpu_model() -> str:
-    """Name of the processor, as far as the system tells."""
+    """Name of the processor, as far as the system names it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

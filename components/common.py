@@ -52,7 +52,7 @@ def _component(function: Callable[..., Any], image: str) -> Any:
 def log_figures(metrics: Metrics, folder: str) -> None:
     """Show the numbers of a stage's metrics.json on the run's page; nested ones as `test.benign`."""
     from amlp.files import read_json
-    from amlp.registry.tracking import flatten
+    from amlp.registry.runlog import flatten
 
     file = Path(folder, "metrics.json")
     for name, value in flatten(read_json(file)).items():

@@ -92,7 +92,7 @@ def write_images(folder: Path, *, patients: int, seed: int) -> None:
     """Write pictures of the phantom in the layout of `source: busi`, with patients.csv.
 
     Args:
-        folder: for a folder a class.
+        folder: gets one folder for each class.
         patients: two pictures each.
         seed: of the pictures.
     """
@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replace", action="store_true", help="remove that folder first, if it is there")
     parser.add_argument("--recipe", type=Path, default=PROJECT / "recipes" / "tiny.yaml", metavar="PATH")
     parser.add_argument(
-        "--data", type=Path, metavar="PATH", help="images with masks, a folder a class (default: drawn)"
+        "--data", type=Path, metavar="PATH", help="images with masks, one folder for each class (default: generated)"
     )
     args = parser.parse_args(argv)
     logs.configure()

@@ -205,7 +205,7 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     options = [f"-{name}={port}" for name, port in ports.items()]
     options += ["-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-volume.max=100"]
     options += ["-master.volumeSizeLimitMB=64", "-s3", "-s3.config=s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    # A mistyped bucket must be told, and by default an administrator's write creates it.
+    # A mistyped bucket must be an error, and by default an administrator's write creates it.
     options += ["-s3.autoCreateBucket=false"]
     log = folder / "seaweedfs.log"
     # Killed, for asked politely it takes 15 s.

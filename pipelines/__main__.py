@@ -35,7 +35,7 @@ TOKEN_VARIABLE = "AMLP_KUBEFLOW_TOKEN"
 TRAIN_IMAGE = os.environ.get("AMLP_TRAIN_IMAGE") or "amlp-train:0.1.0"
 # Variables that name the images, and when each is needed.
 _IMAGES = {"AMLP_STAGES_IMAGE": "", "AMLP_PIPELINE_IMAGE": "", "AMLP_TRAIN_IMAGE": "rayjob"}
-# Seconds for which an API that does not answer is borne, while a run is watched.
+# Seconds for which an API that does not answer is tolerated, while a run is watched.
 OUTAGE = 300.0
 # Seconds between two looks at a run.
 PAUSE = 10.0
@@ -128,7 +128,7 @@ def _arguments(args: argparse.Namespace, *, follow: bool = False) -> tuple[dict[
     # Of drawn images there is no revision.
     data = DataSource(args.data_repo, args.data_rev, args.data_path) if args.data_repo else DataSource()
     if data.repo:
-        # Asked here too: a mistake is told now and not by a task, and a branch means what it meant at this moment.
+        # Asked here too: a mistake is reported now and not by a task, and a branch means what it meant at this moment.
         found = resolve_version(repo=data.repo, rev=data.rev, path=data.path)
         if not found.uri.startswith("s3://"):
             raise UserError(f"{data.repo}: DVC's default remote is {found.uri}; a cluster's tasks read from S3 only.")
@@ -597,7 +597,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for what the user can mend, 130 when interrupted."""
+    """Run the command line and return its exit code: 2 for what the user can repair, 130 when interrupted."""
     quiet()
     args = build_parser().parse_args(argv)
     logs.configure_by(args)

@@ -35,7 +35,7 @@ _YEARS = 9
 
 
 def next_times(expression: str, after: datetime, count: int = 3) -> list[datetime]:
-    """Return when a schedule starts its next runs, by the clock that `after` is told by.
+    """Return when a schedule starts its next runs, by the clock of `after`.
 
     Args:
         expression: of https://pkg.go.dev/github.com/robfig/cron in Kubeflow's form, with seconds first.

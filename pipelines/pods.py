@@ -58,7 +58,7 @@ def on_gpu(task: dsl.PipelineTask, *, gpus: Any, node_selector: Any, tolerations
         task: of a training.
         gpus: how many; "0" for none.
         node_selector: dict of node labels.
-        tolerations: list of taints that it bears, as Kubernetes writes them.
+        tolerations: list of taints that it tolerates, as Kubernetes writes them.
     """
     task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpus)
     kubernetes.add_node_selector_json(task, node_selector)

@@ -95,7 +95,7 @@ def training_pipeline(
             share: s3://bucket/prefix that gets the report too; empty for nowhere.
             gpus: of a training's pod, or of each worker of its Ray cluster.
             node_selector: labels of the nodes for a training's pod.
-            tolerations: taints of nodes that such a pod bears.
+            tolerations: taints of nodes that such a pod tolerates.
         """
         last = put(record_outcome(params=params, data_rev=data_rev, git_commit=git_commit))
         # It says how this run ended, whatever an earlier one did.

@@ -98,7 +98,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
 def mlflow_platform(
     tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, s3_server: S3Server
 ) -> Iterator[MlflowServer]:
-    """A real MLflow server with accounts, on PostgreSQL and S3; one a session, for it takes long to start."""
+    """A real MLflow server with accounts, on PostgreSQL and S3; one for each session, as it starts slowly."""
     s3_server.client().create_bucket(Bucket="amlp-mlflow")
     folder = tmp_path_factory.mktemp("mlflow-server")
     with or_skip(mlflow_server(folder, database_uri=postgres_server.uri, s3=s3_server, bucket="amlp-mlflow")) as server:

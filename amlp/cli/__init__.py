@@ -1,7 +1,7 @@
 """The `amlp` command: one file per family of subcommands.
 
 A stage's own module is imported only when its subcommand runs, so that `amlp --help` does not wait for torch, and after
-the parameters are read, so that their mistakes are told at once.
+the parameters are read, so that their mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _ending() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for what the user can mend, 130 when interrupted.
+    """Run the command line and return its exit code: 2 for what the user can repair, 130 when interrupted.
 
     A study of which a part failed returns 1, and so does a prediction when a file was unreadable.
     """

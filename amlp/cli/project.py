@@ -11,7 +11,7 @@ from amlp.cli.arguments import Commands, path
 def add_to(commands: Commands) -> None:
     init = commands.command("init", _init, "make a project: a folder in which `dvc repro` runs the pipeline")
     init.add_argument("project", type=Path, metavar="PROJECT", help="folder to make, for example my-project")
-    path(init, "--data", None, "folder of the images, a folder a class (default: generated images)")
+    path(init, "--data", None, "folder of the images, with one folder for each class (default: generated images)")
     init.add_argument(
         "--recipe",
         metavar="NAME",

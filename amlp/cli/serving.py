@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
 
     predict = commands.command("predict", _predict, "segment pictures and NIfTI volumes: masks, overlays and a table")
     predict.add_argument("source", type=Path, metavar="IN", help="a file, or a folder with its subfolders")
-    predict.add_argument("out", type=Path, metavar="OUT", help="folder to write; an interrupted run goes on in it")
+    predict.add_argument("out", type=Path, metavar="OUT", help="folder to write; an interrupted run resumes in it")
     model(predict, "--model", default="models:/amlp-segmenter@champion")
     predict.add_argument(
         "--exclude",

@@ -11,7 +11,9 @@ from amlp.errors import UserError
 
 
 def add_to(commands: Commands) -> None:
-    study = commands.command("study", _study, "compare variants, label fractions and seeds; go on where it was stopped")
+    study = commands.command(
+        "study", _study, "compare variants, label fractions and seeds; resume where it was stopped"
+    )
     study.add_argument("study", type=Path, metavar="STUDY", help="what to compare, for example studies/busi-cpu.yaml")
     path(study, "--shards", RUN.shards.path, "what preprocess wrote")
     path(study, "--ingest", RUN.ingest.path, "what ingest wrote")
@@ -29,7 +31,7 @@ def add_to(commands: Commands) -> None:
         "--stale",
         choices=("stop", "rerun", "keep"),
         default="stop",
-        help="finished units that other code or data made: tell and stop, make again, or keep (default: stop)",
+        help="finished units that other code or data made: report and stop, make again, or keep (default: stop)",
     )
     study.add_argument("--page-only", action="store_true", help="train nothing, write the page of what is finished")
 

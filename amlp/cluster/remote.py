@@ -31,7 +31,8 @@ def run_as_rayjob(
     Args:
         stage: one of `STAGES`.
         params: with 1 or more `num_workers` in the stage's section: that many the cluster gets.
-        work: `s3://bucket/prefix`: `inputs/` (each folder once, by content), `state/`, and a folder a pipeline run.
+        work: `s3://bucket/prefix`: `inputs/` (each folder once, by content), `state/`, and one folder for each pipeline
+            run.
         template: of the RayJob.
         request: the entry point and the number of workers are filled in here.
         host: of the API server; empty looks for it.

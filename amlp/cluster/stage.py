@@ -97,7 +97,7 @@ def run_stage(*, stage: str, params: Params, shards: str, encoder: str | None, o
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for what the user can mend."""
+    """Run the command line and return its exit code: 2 for what the user can repair."""
     parser = argparse.ArgumentParser(
         prog="python -m amlp.cluster.stage", description="Run one training stage with its files in S3."
     )

@@ -1,6 +1,6 @@
 """What is expected of a case's facts, judged by Great Expectations; its Data Docs as two pages that need no network.
 
-Great Expectations is imported by `check` alone, for that takes seconds.
+Great Expectations is imported by `check` alone, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def check(facts: pd.DataFrame, *, params: ValidateParams, docs: Path) -> Judgeme
     """Run a checkpoint on the table of facts.
 
     Args:
-        facts: a row a case, see `amlp.data.validate`.
+        facts: one row for each case, see `amlp.data.validate`.
         docs: folder to make, for `index.html` (the result) and `expectations.html`; equal facts give equal bytes.
     """
     quiet()  # Great Expectations reads the environment when it is imported.

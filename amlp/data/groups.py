@@ -5,7 +5,7 @@ same scene in another crop, brightness or compression, with or without the marks
 follows from that is transitive: a group is a connected component. A model that trains on one picture of a group and
 is tested on another scores what it remembers.
 
-Two things tell near-duplicates, for a picture and the other one or its mirror image: the bits of 64 by which their
+Two things show near-duplicates, between a picture and the other one or its mirror image: the bits of 64 by which their
 perceptual hashes differ, and how their thumbnails correlate once the data set's mean thumbnail is taken off, which is
 what all pictures of a device share. Either alone suffices when it is sure, and both together when both are nearly so.
 The correlation finds what the hash misses, such as a scene with and without burned-in marks, the hash other crops.

@@ -35,7 +35,7 @@ def _decode(path: Path, formats: tuple[str, ...]) -> NDArray[np.generic]:
     try:
         if path.suffix.lower() == ".png":
             with opened() as image:
-                # Checks what loading does not: the checksums, and that the file goes on to its end.
+                # Checks what loading does not: the checksums, and that the file is complete.
                 image.verify()
         with opened() as image:
             return _pixels(image, path)

@@ -122,13 +122,13 @@ def _write_manifest(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _judge(listing: Listing, problems: list[Problem], cases: int, params: IngestParams) -> None:
-    """Raise when more files have problems than tolerated, or when none is left; else tell about them."""
+    """Raise when more files have problems than tolerated, or when none is left; else report them."""
     lines = [f"{shown(problem.file, 'name')}: {problem.reason}" for problem in problems]
     bad = len({problem.file for problem in problems})
     share = bad / max(listing.files, 1)
     headline = f"{params.path}: {bad} of {listing.files} files can't be used ({share:.2%})"
     if share > params.tolerance or not cases:
-        advice = f"Nothing was written. Mend or remove these files, or raise ingest.tolerance ({params.tolerance:g})."
+        advice = f"Nothing was written. Repair or remove these files, or raise ingest.tolerance ({params.tolerance:g})."
         raise ListedError(headline, lines, advice)
     if lines:
         logger.warning(f"{headline}; left out, for ingest.tolerance is {params.tolerance:g}:")

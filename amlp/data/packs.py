@@ -114,7 +114,7 @@ def read_packed(path: Path) -> bytes | None:
 
 @functools.lru_cache(maxsize=256)
 def _entries(archive: Path, size: int, changed: int) -> dict[str, tuple[int, int, int]]:
-    """Start of the header, bytes and checksum of each entry; the other arguments tell an archive from its successor."""
+    """Start of the header, bytes and checksum of each entry; size and time of change distinguish it from an update."""
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:

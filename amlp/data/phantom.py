@@ -4,7 +4,7 @@ A patient is a slice of tissue: echo level (dB) and attenuation on a canvas some
 is one view of it: shifted and pressed, attenuated along the beam (which casts shadows below what absorbs and brightens
 what lies below a lesion that doesn't), multiplied into complex scatterers, blurred by the point-spread function,
 log-compressed. A lesion is dark where it lies, but shadows, fat lobules, vessels, muscle, the attenuated depth and
-each view's gain make other places as dark: no single grey value tells it.
+each view's gain make other places as dark: no single grey value separates it.
 
 Lengths are in picture widths, levels in dB around glandular tissue.
 """
@@ -193,7 +193,7 @@ def _lesion(rng: np.random.Generator, canvas: _Canvas, echo: Array, attenuation:
     cover = _step(-outside, kind.softness)
 
     level = rng.uniform(*kind.level)
-    # Tissue round a lesion is never as dark as the lesion: else nobody, and no one's mask, could tell its edge.
+    # Tissue round a lesion is never as dark as the lesion: else nobody, and no one's mask, could find its edge.
     around = np.exp(-((np.maximum(outside, 0.0) / 0.08) ** 2)) * (1.0 - cover)
     echo += around * np.maximum(level + 11.0 - echo, 0.0)
     echo += kind.rim * np.exp(-(((outside - 0.016) / 0.012) ** 2))
@@ -249,7 +249,7 @@ def _view(
 
 
 def _is_normal(patient: int, fraction: float) -> bool:
-    """Tell whether patient number `patient` has no lesion: spread evenly, whatever the number of patients."""
+    """Whether patient number `patient` has no lesion: spread evenly, whatever the number of patients."""
     return int((patient + 1) * fraction) > int(patient * fraction)
 
 

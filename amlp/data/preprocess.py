@@ -48,7 +48,7 @@ def preprocess(
     """Write shards, `index.parquet`, `stats.json` and `metrics.json` to `out`; return the metrics.
 
     Images become what the model sees (`to_model_input`); with `colour: auto` in colour if any case has some.
-    Statistics come from the training split alone, and so do the lesion scores. How well those find lesions is told
+    Statistics come from the training split alone, and so do the lesion scores. How well those find lesions is reported
     where training images have masks; nothing depends on it.
 
     Args:
@@ -230,7 +230,7 @@ def _tell(metrics: dict[str, Any], stats: dict[str, Any], out: Path) -> None:
     if metrics["largest_group"] > max(LARGE_GROUP * metrics["cases"], 10):
         logger.info(
             f"  note: one group holds {metrics['largest_group']} cases. If they are not of one patient, lower "
-            "preprocess.near_duplicate_distance; index.parquet tells which they are."
+            "preprocess.near_duplicate_distance; index.parquet lists them."
         )
     if metrics["guarded_share"] > 0:
         logger.info(

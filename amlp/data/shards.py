@@ -1,7 +1,7 @@
-"""Shards: packed arrays of one split each, and the index that tells what lies where.
+"""Shards: packed arrays of one split each, and the index that says what lies where.
 
 A folder holds `{split}-{images,masks}-00000.npy` and so on, uint8, (N, C, H, W) and (N, H, W); for the training split
-`train-scores-00000.npy` too, float32, (N, h, w); `index.parquet` with a row a case, `stats.json`
+`train-scores-00000.npy` too, float32, (N, h, w); `index.parquet` with one row for each case, `stats.json`
 and `made_by.json`.
 """
 
@@ -101,7 +101,7 @@ class ShardedSplit:
     def _take(self, kind: str, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
         shard = self.index["shard"].to_numpy()[rows]
         row = self.index["row"].to_numpy()[rows]
-        # Shard 0 tells shape and type even if no row is asked for.
+        # Shard 0 gives shape and type even if no row is asked for.
         parts = {number: self._map(kind, number) for number in sorted({0, *shard.tolist()})}
         result = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
         for number, part in parts.items():

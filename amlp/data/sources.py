@@ -194,7 +194,7 @@ def _walk(root: Path, listing: Listing) -> Iterator[tuple[str, list[str]]]:
 
 
 def _patients(root: Path, images: set[str], listing: Listing) -> dict[str, str]:
-    """Read patients.csv, if there is one: the pseudonym of each image whose patient it tells."""
+    """Read patients.csv, if there is one: the pseudonym of each image whose patient it names."""
     path = root / PATIENTS
     if not path.is_file() or path in {root / problem.file for problem in listing.problems}:
         return {}
@@ -270,7 +270,7 @@ def list_busi(params: IngestParams, seed: int) -> Listing:
     for label, name, masks_of_image in found:
         image = f"{label}/{name}"
         case_id = _hash_id(image) if params.case_ids == "hash" else _name_id(label, Path(name).stem)
-        # Without regard to case, for there are file systems on which a.png and A.png are one file.
+        # Without regard to case, because there are file systems on which a.png and A.png are one file.
         first = taken.setdefault(case_id.lower(), image)
         if first != image:
             reason = f"its case id '{case_id}' is that of '{first}' already; rename one, or set ingest.case_ids: hash."

@@ -61,7 +61,7 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
 
     Raises:
         UserError: there is no manifest, or no case is usable.
-        ListedError: the share of bad cases is over `params.tolerance`; it names them and tells where the report is.
+        ListedError: the share of bad cases is over `params.tolerance`; it names them and says where the report is.
     """
     path = IngestFolder(ingest).manifest
     if not path.is_file():
@@ -150,7 +150,7 @@ def _facts(case: Any, ingest: Path) -> dict[str, Any]:
         image = read_image(ingest / case.image)
         mask = None if pd.isna(case.mask) else read_mask(ingest / case.mask)
     except UserError as error:
-        # Relative to the ingest folder: the report shall not tell where somebody keeps the data.
+        # Relative to the ingest folder: the report must not say where somebody keeps the data.
         return {"problem": str(error).replace(f"{ingest}{os.sep}", ""), **unknown}
     size = (case.height, case.width)
     if image.shape[:2] != size or (mask is not None and mask.shape != size):

@@ -115,7 +115,7 @@ def fetch_version(uri: str, md5: str, folder: Path) -> None:
         progress(len(entries), "fetch", "files") as bar,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
-        # In windows, so that a failure is told soon and what waits stays small.
+        # In windows, so that a failure is reported soon and what waits stays small.
         for start in range(0, len(entries), 16 * _THREADS):
             window = entries[start : start + 16 * _THREADS]
             for _ in pool.map(lambda entry: copy(entry, temporary / entry["relpath"]), window):

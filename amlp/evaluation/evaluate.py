@@ -118,8 +118,8 @@ def evaluate_models(
     Or on the `unused` images: those of the training split whose masks a fine-tuning on `label_fraction` of the labels
     with this seed doesn't see. The baseline is then fitted on the masks that it does see.
 
-    Writes cases.csv (a row a model and image), summary.json, metrics.json (flat), dsc_histogram.csv (images with a
-    lesion in each twentieth of DSC) and overlays/{best,median,worst}.png, chosen by the first model's DSC.
+    Writes cases.csv (one row for each model and image), summary.json, metrics.json (flat), dsc_histogram.csv (images
+    with a lesion in each twentieth of DSC) and overlays/{best,median,worst}.png, chosen by the first model's DSC.
 
     Returns:
         The content of `summary.json`.

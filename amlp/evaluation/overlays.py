@@ -17,7 +17,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from amlp.data.images import to_uint8
 from amlp.files import atomic_file
 
-# Told apart in all common kinds of colour blindness, and from grey.
+# They differ from each other and from grey in all common kinds of colour blindness.
 TRUE_COLOUR = (0, 208, 255)
 PREDICTED_COLOUR = (255, 160, 0)
 # Pixels: room for each image, which keeps its aspect; gap between panels; lines of text.

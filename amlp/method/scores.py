@@ -11,7 +11,7 @@ over each patch and smoothed over its neighbours. A lesion is enclosed on all si
 right, a dark far field on three sides: 0. A shadow is open below: half its depth, and so for a lesion that casts a
 shadow or touches the border. There is no scale to choose, unlike in a difference of Gaussians.
 
-The values, times a mild centre prior, go into 2-means for each picture by itself; s in 0..1 tells how far a patch lies
+The values, times a mild centre prior, go into 2-means for each picture by itself; s in 0..1 says how far a patch lies
 from the background's mean to the lesion category's, and s > 1/2 is the lesion category.
 """
 
@@ -65,7 +65,7 @@ def lesion_scores(images: Tensor, *, params: ScoreParams) -> ScoreResult:
         scores of patches of `params.patch` pixels a side, h = H / patch, w = W / patch. Guarded are pictures without a
         clear second cluster: it explains less than `params.min_separation` of the variance, holds fewer than two
         patches, or differs by less than a grey level. (2-means of `contrast` or `intensity` explains half of the
-        variance of anything but a constant picture; the share tells something for `raw`, or when set to 0.7.)
+        variance of anything but a constant picture; the share matters for `raw`, or when set to 0.7.)
         Guarded are, too, pictures whose scores are chance: those of every other pixel and those of the rest correlate
         by less than `params.min_repeat`.
 
@@ -169,7 +169,7 @@ def _two_means(features: Tensor, key: Tensor, min_separation: float) -> _Categor
 
     Args:
         features: (N, L, D).
-        key: (N, L), higher where a lesion is more likely: it tells which of the clusters holds the lesion.
+        key: (N, L), higher where a lesion is more likely: it decides which of the clusters holds the lesion.
     """
     # The order of a sum depends on the size of the batch; rounded from doubles, the scores don't.
     features = features.double()

@@ -41,7 +41,7 @@ def group_bootstrap(
     gives the paired interval of their difference.
 
     Args:
-        values: one row a case; NaN where a case doesn't count for a column.
+        values: one row for each case; NaN where a case doesn't count for a column.
         groups: (cases,) the group of each row.
         samples: number of resamples; each draws as many groups as there are, with replacement.
         confidence: mass of the interval, in 0..1.
@@ -93,7 +93,7 @@ def crossed_bootstrap(
     Statistics 2007). With one training, or without `resample_seeds`, this is `group_bootstrap` of the same `seed`.
 
     Args:
-        values: (trainings, cases), a row a seed; NaN where a case doesn't count.
+        values: (trainings, cases), one row for each seed; NaN where a case doesn't count.
         groups: (cases,) the group of each column.
         samples: number of resamples.
         confidence: mass of the interval, in 0..1.

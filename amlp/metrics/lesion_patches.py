@@ -12,7 +12,7 @@ LESION_SHARE = 0.3
 
 
 def lesion_patches(masks: NDArray[Any], grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """Tell which patches are lesion patches.
+    """Find the lesion patches.
 
     Args:
         masks: (N, H, W) of 0 and 1.

@@ -133,7 +133,7 @@ def _ratios(sums: Array) -> Array:
 
 
 def as_metrics(figures: PatchFigures) -> dict[str, float | int]:
-    """What a stage's metrics.json tells; undefined values are left out, for JSON has no NaN."""
+    """What a stage's metrics.json holds; undefined values are left out, because JSON has no NaN."""
     values = {
         "auc": figures.auc,
         "recall": figures.recall.value,
@@ -166,7 +166,7 @@ def describe(metrics: Mapping[str, float]) -> tuple[str, str | None]:
 
     Returns:
         A sentence, and a warning: None when the enrichment is better than chance and than what is picked around the
-        centre, or too few groups can tell.
+        centre, or there are too few groups to know.
     """
     enrichment, low = metrics.get("enrichment"), metrics.get("enrichment_low")
     advice = (
@@ -175,7 +175,10 @@ def describe(metrics: Mapping[str, float]) -> tuple[str, str | None]:
     )
     images = f"the {metrics['images']} training images with a lesion mask"
     if "recall" not in metrics:
-        return f"On {images} lesion covers no patch by {LESION_SHARE:.0%}: what the scores find can't be told.", None
+        return (
+            f"On {images} lesion covers no patch by {LESION_SHARE:.0%}: what the scores find can't be measured.",
+            None,
+        )
     if enrichment is None:
         return f"On {images} the lesion scores select no patch.", advice
     interval = "" if low is None else f" (95% interval {low:.2f} to {metrics['enrichment_high']:.2f})"

@@ -137,7 +137,7 @@ class Figure:
 class Decision:
     """What the gate decided, and all that it decided by; there are no figures where it refused.
 
-    `role` tells what the reference is: the champion, or the baseline where there is no champion yet. With `keep` and
+    `role` says what the reference is: the champion, or the baseline where there is no champion yet. With `keep` and
     `refuse` the champion stays; where there is none, none is made.
     """
 

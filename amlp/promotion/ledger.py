@@ -6,7 +6,7 @@ truth is a list, and the aliases are its last line. Each decision is a version o
 in the order in which they become visible. So everybody reads the same list in the same order.
 
 A change names the change that it follows. Of two that follow the same one, the first in the list is in force, and the
-other one is void and stays in the list as such: whoever wrote it is told. No lock is held, so none can be left behind.
+other one is void and stays in the list as such: its writer gets an error. No lock is held, so none can be left behind.
 What is killed before its line is written has changed nothing; what is killed after it is finished by the next command,
 see `settle`.
 """
@@ -140,7 +140,7 @@ def read_history(client: MlflowClient, name: str) -> History:
 def _entry(version: Any) -> Entry:
     tags = {key: str(version.tags.get(key, "")) for key in _FIELDS}
     text = tags.pop("follows")
-    # What is no number nobody wrote like this, and its chain tells.
+    # What is no number nobody wrote like this, and its chain shows that.
     follows = int(text) if text.isdecimal() else -1
     return Entry(number=int(version.version), follows=follows, record=str(version.source), **tags)  # type: ignore[arg-type]
 
@@ -290,7 +290,7 @@ def _described(entry: Entry) -> str:
 
 
 def settle(client: MlflowClient, name: str) -> tuple[History, list[str]]:
-    """Move the aliases to where the list says, and tell what was moved.
+    """Move the aliases to where the list says, and return what was moved.
 
     This finishes a promotion that was killed between its writes, and undoes what was done past the list. Where there is
     no list yet, aliases stay as they are.

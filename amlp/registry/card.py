@@ -263,12 +263,14 @@ def _limits(card: Card) -> Sequence[str]:
     if card.kind == "segmenter":
         limits.append("Probabilities and uncertainty are not calibrated.")
     if card.code.git_dirty is not False:
-        limits.append("The code differed from its commit, or nobody could tell: it can't be made again exactly.")
+        limits.append(
+            "The code differed from its commit, or that is not known: the version can't be made again exactly."
+        )
     return limits
 
 
 def chain(card: Card, *, tracking_uri: str) -> list[str]:
-    """Say what the version was made of, from its weights back to the bytes, a line a link."""
+    """Say what the version was made of, from its weights back to the bytes: one line for each step."""
     data, code = card.data, card.code
     dirty = {True: ", with changes that were not committed", False: "", None: ", changes unknown"}[code.git_dirty]
     splits = ", ".join(f"{name} {part['cases']} in {part['groups']}" for name, part in data.splits.items())

@@ -27,7 +27,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 class Lineage:
     """All that determines a model, less the encoder's version, which is known only once it is registered.
 
-    `git_dirty` is None where nobody can tell; `data_md5` is DVC's hash of the ingest folder; `image` and `kubeflow_run`
+    `git_dirty` is None where it is not known; `data_md5` is DVC's hash of the ingest folder; `image` and `kubeflow_run`
     are empty outside of a pipeline. `requirement` is what installs the code, `amlp==VERSION`; it is empty where the
     code is that of `git_commit`.
     """
@@ -112,7 +112,7 @@ def folder_md5(folder: Path) -> str:
 
 
 def code_version(root: Path) -> tuple[str, bool | None]:
-    """Return the git commit and whether files differ from it; ("unknown", None) where nobody can tell."""
+    """Return the git commit and whether files differ from it; ("unknown", None) where that is not known."""
     if stated := os.environ.get(COMMIT_VARIABLE):
         return stated.removesuffix("-dirty"), stated.endswith("-dirty")
     # A run outside of the repository, such as a Kubeflow task's, still uses the code of a checkout.

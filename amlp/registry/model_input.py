@@ -24,7 +24,7 @@ _EXPECTED = (
 
 
 def split_input(data: Any) -> tuple[list[Any], bool]:
-    """Take a model's input apart into single pictures, unread; what is allowed is told by `read_images`.
+    """Take a model's input apart into single pictures, unread; `read_images` says what is allowed.
 
     Returns:
         The pictures as they came, and whether there are many, that is whether the caller gets a list back.

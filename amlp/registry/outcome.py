@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from amlp.environment import RECORD
 from amlp.errors import without_credentials
 from amlp.params import RegisterParams
+from amlp.registry.runlog import RunLog
 from amlp.registry.tracking import (
     RUN_TAG,
-    RunLog,
     connect,
     find_pipeline_run,
     mlflow_uri,
@@ -75,7 +75,7 @@ def record_error(*, task: str, message: str, kind: str = "") -> str:
 
 
 def forget_error(*, task: str) -> None:
-    """Take back the error of an earlier try of a task, for it has succeeded since; the run counts as running again.
+    """Take back the error of an earlier try of a task that has succeeded since; the run counts as running again.
 
     Raises:
         UserError: MLflow can't be reached.

@@ -1,7 +1,7 @@
 """Stage `register`: one MLflow run for the pipeline, one below it for each stage, and a version of both models.
 
 Each call makes new runs and new versions, also for content that is registered already: DVC doesn't repeat an
-unchanged stage, and versions of equal content can be told by their tag `model_sha256`.
+unchanged stage, and versions of equal content are known by their tag `model_sha256`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from amlp.registry.card import CARDS, make_card, write_card
 from amlp.registry.lineage import Lineage, collect_lineage
 from amlp.registry.model_input import example_input
 from amlp.registry.registration import RegisteredLineage, RegisteredModel, Registration
+from amlp.registry.runlog import SYSTEM_METRICS, RunLog
 from amlp.registry.tracking import (
-    SYSTEM_METRICS,
-    RunLog,
     child_run,
     connect,
     import_mlflow,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What loading and running either model imports; the versions are those it was trained with. MONAI is left out: only the
-# U-Net needs it, which a pipeline can't register, for it takes no encoder.
+# U-Net needs it, which a pipeline can't register, because it takes no encoder.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
 CANDIDATE = "candidate"
 
@@ -84,11 +83,7 @@ STAGES = {
 
 
 def register(
-    *,
-    params: Params,
-    root: Path,
-    data_md5: str | None = None,
-    tags: Mapping[str, str] | None = None,
+    *, params: Params, root: Path, data_md5: str | None = None, tags: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Record the pipeline's run in MLflow and register both models.
 
@@ -97,7 +92,7 @@ def register(
     Args:
         params: of the run; `register.tracking_uri` may be a SQLite file relative to `root`.
         root: folder with the stages' outputs; registration.json is written into it.
-        data_md5: DVC's MD5 of the data, where `root` holds no dvc.lock that tells it; else the folder is hashed.
+        data_md5: DVC's MD5 of the data, where `root` holds no dvc.lock with it; else the folder is hashed.
         tags: for the run, besides the lineage.
 
     Returns:

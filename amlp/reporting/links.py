@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from amlp.registry.registration import Registration
-from amlp.registry.tracking import RunLog, connect, pipeline_tags, resolve_uri
+from amlp.registry.runlog import RunLog
+from amlp.registry.tracking import connect, pipeline_tags, resolve_uri
 from amlp.storage import absolute, presigned, write
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from amlp.layout import RunFolder
 from amlp.metrics.patches import describe
 from amlp.params import Params
 from amlp.registry.registration import Registration
-from amlp.registry.tracking import connect, flatten, resolve_uri
+from amlp.registry.runlog import flatten
+from amlp.registry.tracking import connect, resolve_uri
 from amlp.reporting.curves import charts_of, diagnostics
 from amlp.reporting.pictures import embedded
 from amlp.reporting.provenance import dirty_note, lineage_rows, load_code, reproduce_code

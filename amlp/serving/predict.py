@@ -72,7 +72,9 @@ def predict_folder(
     with Journal.open(out, key, force=force) as journal:
         waiting = [one for one in sources if not journal.finished(one)]
         if len(waiting) < len(sources):
-            logger.info(f"{out}: {len(sources) - len(waiting)} of {len(sources)} files are finished; going on")
+            logger.info(
+                f"{out}: {len(sources) - len(waiting)} of {len(sources)} files are finished; predicting the rest"
+            )
         writer = Writer(out)
         started, images = time.perf_counter(), 0
         with progress(len(sources), "predict", "files", done=len(sources) - len(waiting)) as bar:

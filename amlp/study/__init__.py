@@ -1,1 +1,1 @@
-"""Studies: variants, label fractions and seeds compared on one test split, and the page that tells what came out."""
+"""Studies: variants, label fractions and seeds compared on one test split, and the page of the results."""

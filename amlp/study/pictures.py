@@ -21,7 +21,7 @@ from amlp.study.results import Results
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Told apart in all common kinds of colour blindness (Okabe and Ito), each with its own mark.
+# They differ in all common kinds of colour blindness (Okabe and Ito); each has its own mark.
 _STYLES = [
     ("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"),
     ("#000000", "X"),

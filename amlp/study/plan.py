@@ -73,7 +73,7 @@ class StudyFile(Section):
     fractions: Annotated[dict[LabelFraction, Overrides], Field(min_length=1)]
     aims: list[Aim] = Field(default_factory=list)
     # `unused` scores on the training images whose labels a cell's fine-tuning didn't see: settings can be explored
-    # there, and the test split stays untouched for the study that tells what came of it.
+    # there, and the test split stays untouched for the study that measures the result.
     scored: Scored = "test"
     # The page shows images of the data set; False draws them into the study's folder, for they may not be published.
     public_images: bool = False
@@ -217,7 +217,7 @@ def _variant_problems(study: Study, name: str) -> Iterator[str]:
 
 
 def _lay_over(values: dict[str, Any], overrides: Overrides) -> None:
-    """Set values by dotted name; what is no parameter is told when the whole is checked."""
+    """Set values by dotted name; what is no parameter is reported when the whole is checked."""
     for name, value in overrides.items():
         *sections, leaf = name.split(".")
         section = values
@@ -229,7 +229,7 @@ def _lay_over(values: dict[str, Any], overrides: Overrides) -> None:
 
 
 def make_plan(study: Study, only: Sequence[str] = ()) -> Plan:
-    """List the units of a study, the most telling first: seed by seed, few labels before many, variants in file order.
+    """List the units of a study: seed by seed, few labels before many, variants in the order of the file.
 
     Args:
         study: the study.

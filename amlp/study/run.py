@@ -25,7 +25,8 @@ from amlp.files import read_json
 from amlp.layout import ShardsFolder
 from amlp.progress import progress
 from amlp.registry.register import log_outputs
-from amlp.registry.tracking import RunLog, child_run, connect, finished_run, mlflow_uri, reopened_run, resolve_uri
+from amlp.registry.runlog import RunLog
+from amlp.registry.tracking import child_run, connect, finished_run, mlflow_uri, reopened_run, resolve_uri
 from amlp.study.plan import Kind, Plan, Study, Unit
 from amlp.study.store import Made, Store, cores
 from amlp.training.state import run_digest
@@ -47,7 +48,7 @@ def run_study(
         ingest: the ingest stage's folder.
         store: where the units lie.
         jobs: units at a time; the CPU's cores are shared evenly, GPUs are handed out in turn.
-        stale: what becomes of units that other code or data made: `stop` tells them and runs nothing, `rerun` makes
+        stale: what becomes of units that other code or data made: `stop` lists them and runs nothing, `rerun` makes
             them again, `keep` takes them as they are.
 
     Returns:
@@ -65,7 +66,7 @@ def run_study(
             raise ListedError(
                 f"{store.root}: finished units no longer fit",
                 problems,
-                "--stale rerun makes them again; --stale keep takes them as they are, which the page will tell.",
+                "--stale rerun makes them again; --stale keep takes them as they are, which the page will say.",
             )
     with _recorder(study, store) as record:
         scheduler = _Scheduler(plan, store, made, stale=stale, shards=shards, ingest=ingest, jobs=jobs, record=record)
@@ -147,7 +148,7 @@ class _Scheduler:
         self.images = index[index["labelled"] | (index["split"] == "train")].groupby("split").size().to_dict()
 
     def run(self) -> dict[str, str]:
-        # Images seen, not units, tell the time left: a pre-training takes as long as a hundred scorings.
+        # Images seen, not units, give the time left: a pre-training takes as long as a hundred scorings.
         with progress(sum(map(self._work, self.waiting)), "study", "images") as bar:
             try:
                 while self.waiting or self.running:

@@ -115,7 +115,7 @@ def _limits_of_the_split(results: Results) -> list[str]:
             "such a page favour what they were chosen for."
         ]
     return [
-        "These are figures to choose settings by, not to tell how good a model is: what was chosen here is to be "
+        "These are figures to choose settings by, not to say how good a model is: what was chosen here is to be "
         "scored on the test split, which this study did not touch.",
         "Pre-training saw the scored images, without their masks, and training from scratch did not: variants with "
         "pre-training may look better here than on new images. Grey values were normalised by these images too.",

@@ -3,7 +3,7 @@
     units/NAME/params.yaml, log.txt      how the unit ran
     units/NAME/record.json               what made it, written before it starts
     units/NAME/result/                   what the stage wrote, whole or absent
-    state/                               what killed trainings go on from
+    state/                               checkpoints from which killed trainings resume
 
 A unit is finished when `result/` is there. It is stale when code, data or the model that it started from have changed
 since its record was written.

@@ -103,23 +103,14 @@ def finetune(
             before = pseudo_labels.run(config, maps, settings, records)
         launch(_loop, config, workers=settings.num_workers, folder=records)
         end = training.finished(settings.epochs)
-        metrics = {
-            "val_dsc": round(end["best"]["dsc"], 6),
-            "best_epoch": end["best"]["epoch"],
-            "labelled_images": end["labelled_images"],
-            "seconds": round(before["seconds"] + end["seconds"], 1),
-            "pseudo_label_seconds": round(before["seconds"], 1),
-        }
+        metrics = _metrics(before, end)
         with output_dir(out) as path:
             folder = SegmenterFolder(path)
             save(folder.weights, _segmenter(settings, plan, inputs, end["best"]["state"]))
             _write_tables(folder, before, end)
             write_json(folder.loading, asdict(report) if report else None)
             write_json(folder.metrics, metrics)
-            # By which `evaluate --split unused` knows the images that this did not see.
-            index = ShardedSplit.open(shards, "train").index
-            labelled = index.iloc[labelled_subset(index, settings.label_fraction, params.seed)]
-            write_json(folder.labels, {"images": len(labelled), "cases": cases_digest(labelled)})
+            write_json(folder.labels, _labels(shards, settings, params.seed))
         training.discard()
     logger.info(f"Wrote {out}: best validation DSC {metrics['val_dsc']:.3f} in epoch {metrics['best_epoch']}.")
     return metrics
@@ -183,6 +174,23 @@ def _try_encoder(encoder: Path, plan: EncoderPlan, settings: FinetuneParams) -> 
     report, inputs = transfer_encoder(checkpoint, Encoder(plan), min_matched=settings.min_matched)
     logger.info(f"Encoder {checkpoint}: {report}")
     return report, inputs
+
+
+def _metrics(before: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "val_dsc": round(end["best"]["dsc"], 6),
+        "best_epoch": end["best"]["epoch"],
+        "labelled_images": end["labelled_images"],
+        "seconds": round(before["seconds"] + end["seconds"], 1),
+        "pseudo_label_seconds": round(before["seconds"], 1),
+    }
+
+
+def _labels(shards: Path, settings: FinetuneParams, seed: int) -> dict[str, Any]:
+    """Name the images that this saw, by which `evaluate --split unused` knows those that it did not see."""
+    index = ShardedSplit.open(shards, "train").index
+    labelled = index.iloc[labelled_subset(index, settings.label_fraction, seed)]
+    return {"images": len(labelled), "cases": cases_digest(labelled)}
 
 
 def _segmenter(

@@ -57,7 +57,7 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
     try:
         trainer.fit()
     except ray.train.WorkerGroupError as error:
-        # Ray wraps what a worker raised; a user's mistake is told as it is told without workers.
+        # Ray wraps what a worker raised; a user's mistake is reported as without workers.
         for failure in error.worker_failures.values():
             cause = getattr(failure, "_base_exc", failure)
             if isinstance(cause, UserError):
@@ -68,7 +68,7 @@ def launch(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], *, wo
 
 
 def _hush() -> None:
-    """Keep Ray from logging each report; the progress bar tells the same."""
+    """Keep Ray from logging each report; the progress bar shows the same."""
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -133,7 +133,7 @@ class Worker:
         return self.sum(value) / self.count
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Tell Ray Train; a barrier, to be called on every worker."""
+        """Report to Ray Train; a barrier, to be called on every worker."""
         import ray.train
 
         ray.train.report(metrics)

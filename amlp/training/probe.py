@@ -1,4 +1,4 @@
-"""A linear probe of the encoder: do its frozen features tell lesion patches from others?
+"""A linear probe of the encoder: do its frozen features separate lesion patches from others?
 
 The reconstruction error doesn't rank encoders. The probe does so without a fine-tuning, on a few labelled images of the
 *training* split. It looks on: nothing of the training depends on it.

@@ -116,7 +116,7 @@ def test_only_what_a_change_concerns_runs_again(repository):
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_pretraining_goes_on_and_ends_with_the_same_bits(project, tmp_path):
+def test_a_killed_pretraining_resumes_and_ends_with_the_same_bits(project, tmp_path):
     values = TINY | {"pretrain": TINY["pretrain"] | {"epochs": 40, "checkpoint_epochs": 1}}
     repository = Repository(tmp_path, project)
     repository.write(parse_params(values, "test"))

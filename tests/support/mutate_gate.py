@@ -193,9 +193,9 @@ MUTATIONS = (
         "false positives of images with a lesion count", GATE, "(labels == label) & ~lesion)", "(labels == label))"
     ),
     Mutation(
-        "false positives are told by the truth", GATE, 'table["predicted_fraction"] > 0', 'table["lesion_fraction"] > 0'
+        "false positives are said by the truth", GATE, 'table["predicted_fraction"] > 0', 'table["lesion_fraction"] > 0'
     ),
-    # What is told
+    # What is said
     Mutation("a refusal promotes", GATE, 'outcome="refuse"', 'outcome="promote"'),
     Mutation("the record leaves the classes out", GATE, "classes=tuple(figures[1:])", "classes=()"),
 )
@@ -220,7 +220,7 @@ def _pytest(folder: Path, output: Path) -> None:
     os.chdir(folder)
     # Before this project, and before where it is installed.
     sys.path.insert(0, str(folder))
-    # Bytecode is told from other sources by time and size, which two mutations may have in common.
+    # Bytecode is said from other sources by time and size, which two mutations may have in common.
     sys.dont_write_bytecode = True
     with output.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)

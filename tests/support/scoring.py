@@ -144,9 +144,9 @@ def check_server(address: str, weights: Path, folder: Path) -> None:
     np.testing.assert_array_equal(np.array(record["probability"]) > 0.5, expected["grey"])
 
     for name, (body, kind, message) in garbage().items():
-        status, told = post(address, body, kind)
-        assert 400 <= status < 500, f"{name}: {status} {told[:300]}"
-        assert message in told, f"{name}: {told[:300]}"
+        status, said = post(address, body, kind)
+        assert 400 <= status < 500, f"{name}: {status} {said[:300]}"
+        assert message in said, f"{name}: {said[:300]}"
         np.testing.assert_array_equal(
             mask_of(ask(address, text_of(pictures()["grey"]))), expected["grey"], err_msg=name
         )

@@ -129,12 +129,12 @@ def test_a_signal_removes_what_is_half_written_and_a_second_one_does_not_disturb
 def test_quiet_shows_warnings_and_errors_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def told(root: Path) -> str:
+    def said(root: Path) -> str:
         for level in ("debug", "info", "warning"):
             logging.getLogger("amlp.reporting").log(logging.getLevelNamesMapping()[level.upper()], level)
         raise UserError("no such thing")
 
-    monkeypatch.setattr("amlp.reporting.summary.summary", told)
+    monkeypatch.setattr("amlp.reporting.summary.summary", said)
     shown = {(): "info\n", ("-v",): "debug\ninfo\n", ("-q",): ""}
     for flags, out in shown.items():
         for words in (["summary", *flags], [*flags, "summary"]):

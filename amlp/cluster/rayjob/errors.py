@@ -8,7 +8,7 @@ class RayJobError(Exception):
 
 
 class JobFailed(RayJobError):
-    """The training ended with an error; its log tells which."""
+    """The training ended with an error; its log says which."""
 
 
 class JobStopped(RayJobError):
@@ -40,7 +40,7 @@ class DeadlineExceeded(RayJobError):
 
 
 class ApiUnavailable(RayJobError):
-    """The Kubernetes API did not answer, or only with errors, for longer than is borne."""
+    """The Kubernetes API did not answer, or only with errors, for longer than is allowed."""
 
 
 class NotAllowed(RayJobError):

@@ -69,7 +69,7 @@ class Launcher:
         self.log = JobLog(core, request, container=log_container(job), now=self.clock.now)
 
     def run(self) -> None:
-        """Create the RayJob or go on with the one of an earlier launcher, and wait for its success.
+        """Create the RayJob or continue with the one of an earlier launcher, and wait for its success.
 
         Raises:
             RayJobError: it ended otherwise; one class an outcome. The RayJob is deleted all the same.
@@ -256,7 +256,7 @@ class Launcher:
             self._pause(unchanged, LOOK)
 
     def _delete(self) -> None:
-        """Delete the RayJob; KubeRay deletes its cluster. A failure is told and changes no outcome."""
+        """Delete the RayJob; KubeRay deletes its cluster. A failure is reported and changes no outcome."""
         from kubernetes.client import ApiException
 
         if not self.ours:

@@ -62,7 +62,7 @@ class JobRequest:
         head: cores and memory that the head asks for, as Kubernetes writes them; empty for the template's.
         worker: likewise, of each worker.
         node_selector: labels of the nodes for the workers.
-        tolerations: taints that the workers bear, as Kubernetes writes them.
+        tolerations: taints that the workers tolerate, as Kubernetes writes them.
         queue: of Kueue; empty without.
         pod_name: of the pod that launches. The RayJob is its property, so that Kubernetes deletes it with the pod at
             the latest, should nobody else.
@@ -94,7 +94,7 @@ class JobRequest:
 def job_name(run_id: str, task: str) -> str:
     """Name the RayJob of a task in a pipeline run: the same for the same, another for any other.
 
-    At most 47 characters of a-z, 0-9 and -, starting with a letter, for services are named after it.
+    At most 47 characters of a-z, 0-9 and -, starting with a letter, because services are named after it.
     """
     digest = hashlib.sha256(f"{run_id}\0{task}".encode()).hexdigest()[:10]
     readable = re.sub(r"[^a-z0-9]+", "-", f"{task}-{run_id}".lower()).strip("-")

@@ -177,7 +177,7 @@ def test_a_task_without_a_run_names_no_rayjob(
     assert not api.requests
 
 
-def test_storage_that_fails_is_told_before_a_pod_trains(task: ClusterParams, folder: Path) -> None:
+def test_storage_that_fails_is_reported_before_a_pod_trains(task: ClusterParams, folder: Path) -> None:
     in_pod = task.model_copy(update={"launcher": "pod", "gpus": 0, "work": "s3://no-such-bucket/work"})
     with pytest.raises(storage.StorageError, match="no such bucket"):
         train(in_pod, folder)

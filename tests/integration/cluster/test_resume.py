@@ -75,7 +75,7 @@ def kill_driver(out: str) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_rayjob_goes_on_from_s3_and_ends_like_an_uninterrupted_one(
+def test_a_killed_rayjob_resumes_from_s3_and_ends_like_an_uninterrupted_one(
     bucket: str, project: Path, tmp_path: Path
 ) -> None:
     from ray.job_submission import JobSubmissionClient

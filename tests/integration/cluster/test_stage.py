@@ -52,7 +52,7 @@ def test_stages_in_s3_give_the_bytes_of_local_ones(run: tuple[str, Path, Params]
     assert keys(f"{bucket}/state") == [], "state, Ray's records and the check's probe are cleared"
 
 
-def test_an_interrupted_stage_goes_on_from_s3_with_nothing_local_left(
+def test_an_interrupted_stage_resumes_from_s3_with_nothing_local_left(
     run: tuple[str, Path, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import amlp.training.pretrain as module
@@ -80,7 +80,7 @@ def test_an_interrupted_stage_goes_on_from_s3_with_nothing_local_left(
     assert storage.read(f"{bucket}/run/encoder/encoder.pt") == (tmp_path / "encoder" / "encoder.pt").read_bytes()
 
 
-def test_missing_inputs_are_told_before_training(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_inputs_are_reported_before_training(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(bucket, "pretrain", "encoder")) == 2
     assert "params.json: not found" in capsys.readouterr().err
     storage.write(f"{bucket}/run/params.json", json.dumps({"pretrain": {"epoch": 1}}).encode())
@@ -91,7 +91,7 @@ def test_missing_inputs_are_told_before_training(bucket: str, capsys: pytest.Cap
     assert "run/shards: no _manifest.json" in capsys.readouterr().err
 
 
-def test_a_cluster_that_is_not_what_was_asked_for_is_told_before_training(
+def test_a_cluster_that_is_not_what_was_asked_for_is_reported_before_training(
     bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMLP_GIT_COMMIT", "def")

@@ -59,7 +59,7 @@ def test_each_version_is_found_and_fetched_as_it_was(repository: DataRepository,
         assert folder_md5(folder) == versions[rev].md5
 
 
-def test_what_cannot_be_fetched_is_told_and_nothing_is_left(repository: DataRepository, tmp_path: Path) -> None:
+def test_what_cannot_be_fetched_is_reported_and_nothing_is_left(repository: DataRepository, tmp_path: Path) -> None:
     version = resolve(repository, repository.commit("data/images", push=False))
     folder = tmp_path / "fetched"
     with pytest.raises(UserError, match=r"not found.*dvc push"):
@@ -111,7 +111,7 @@ def test_a_wrong_question_is_answered_clearly(tmp_path: Path) -> None:
 def test_a_token_in_the_address_is_not_repeated() -> None:
     with pytest.raises(UserError) as caught:
         resolve_version(repo="https://user:s3cret@127.0.0.1:9/repository.git", rev="main", path="images")
-    told = str(caught.value)
-    assert "s3cret" not in told and "127.0.0.1:9/repository.git" in told
+    said = str(caught.value)
+    assert "s3cret" not in said and "127.0.0.1:9/repository.git" in said
     # Why, and not only that it failed.
-    assert "refused" in told.lower() or "connect" in told.lower()
+    assert "refused" in said.lower() or "connect" in said.lower()

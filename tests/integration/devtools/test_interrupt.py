@@ -34,7 +34,7 @@ def test_an_interrupt_ends_the_servers_and_leaves_no_temporary_file(
         if line.startswith(moment):
             break
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=120)
-    assert (process.returncode, told) == (130, "devtools.local: interrupted\n")
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (130, "devtools.local: interrupted\n")
     assert list(temporary.iterdir()) == []
     assert [one.pid for one in psutil.process_iter(["cwd"]) if (one.info["cwd"] or "").startswith(str(tmp_path))] == []

@@ -31,8 +31,8 @@ def test_from_a_candidate_to_a_champion_and_back(
     assert "nothing was decided yet" in capsys.readouterr().out
 
     assert main(["promote", "--dry-run", *typed]) == 0
-    told = capsys.readouterr().out
-    assert "version 1 against the model from scratch" in told and "promote (better): DSC 1.000 against 0.000" in told
+    said = capsys.readouterr().out
+    assert "version 1 against the model from scratch" in said and "promote (better): DSC 1.000 against 0.000" in said
     assert registry.aliases == {"candidate": "1"} and not read_history(registry.client, "amlp-segmenter").entries
 
     assert main(["promote", "--reason", "the first", "--actor", "ada", *typed]) == 0
@@ -56,10 +56,10 @@ def test_from_a_candidate_to_a_champion_and_back(
     assert "no champion before version 1" in capsys.readouterr().err
 
     assert main(["history", *typed]) == 0
-    told = capsys.readouterr().out
-    decisions = [line.split()[2:5] for line in told.splitlines() if ", by " in line]
+    said = capsys.readouterr().out
+    decisions = [line.split()[2:5] for line in said.splitlines() if ", by " in line]
     assert decisions == [["promote", "version", "1,"], ["keep", "version", "2"], ["refuse", "version", "2"]]
-    assert "champion: version 1; before it: none" in told
+    assert "champion: version 1; before it: none" in said
 
 
 def test_a_version_is_followed_back_to_the_bytes(
@@ -72,15 +72,15 @@ def test_a_version_is_followed_back_to_the_bytes(
     assert main(["promote", *typed]) == 0
     capsys.readouterr()
     assert main(["show", *typed]) == 0
-    told = capsys.readouterr().out
+    said = capsys.readouterr().out
     registration = read_json(registry.root / "registration.json")
     lineage = registration["lineage"]
-    assert told.startswith("amlp-segmenter version 2 (candidate, champion)")
-    assert "decision 1, promote" in told and "fine-tuned from amlp-encoder version 2" in told
+    assert said.startswith("amlp-segmenter version 2 (candidate, champion)")
+    assert "decision 1, promote" in said and "fine-tuned from amlp-encoder version 2" in said
     for fact in (lineage["data_md5"], lineage["git_commit"], lineage["params_hash"], registration["parent_run_id"],
                  registration["segmenter"]["model_sha256"], registration["encoder"]["model_sha256"]):  # fmt: skip
-        assert fact in told
-    assert f"git checkout {lineage['git_commit']}" in told and "dvc repro" in told
+        assert fact in said
+    assert f"git checkout {lineage['git_commit']}" in said and "dvc repro" in said
     assert main(["show", "1", *typed]) == 0
     assert "nothing was decided about it" in capsys.readouterr().out
     for wanted, message in (("nobody", "no version has the alias 'nobody'; there are candidate, champion"),

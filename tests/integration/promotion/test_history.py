@@ -107,7 +107,7 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
-def test_of_many_promotions_at_once_one_wins_and_the_others_are_told(client: MlflowClient, registered: Any) -> None:
+def test_of_many_promotions_at_once_one_wins_and_the_others_are_errors(client: MlflowClient, registered: Any) -> None:
     name, count, champions = "history-many", 16, ["1"]
     model(client, registered, name, 1 + 2 * count)
     for turn in range(2):
@@ -178,15 +178,15 @@ def test_a_promotion_killed_at_any_write_is_finished_or_never_was(
         params = tmp_path / "params.yaml"
         params.write_text(yaml.safe_dump({"register": {"tracking_uri": client.tracking_uri, "segmenter_name": name}}))
         assert main(["history", "--params", str(params)]) == 0
-        told = capsys.readouterr()
+        said = capsys.readouterr()
         history = read_history(client, name)
         assert not history.troubles
         written = bool(history.entries)
         champion, previous = ("2", "1") if written else ("1", None)
         found = aliases(client, name)
         assert (found["champion"], found.get("previous_champion")) == (champion, previous), point
-        assert ("promote version 2 over version 1" in told.out) == written
-        repaired += "Repaired: champion was version 1, is version 2" in told.err
+        assert ("promote version 2 over version 1" in said.out) == written
+        repaired += "Repaired: champion was version 1, is version 2" in said.err
         # It loads, whoever it is.
         version = client.get_model_version_by_alias(name, "champion")
         Predictor.load(fetch_segmenter(version, tmp_path / f"champion-{point}"))
@@ -235,9 +235,9 @@ def test_a_reader_reads_the_history_and_decides_nothing(
     params.write_text(yaml.safe_dump({"register": {"tracking_uri": client.tracking_uri, "segmenter_name": name}}))
     with environment_of(account(mlflow_platform, "history-reader")):
         assert main(["history", "--params", str(params)]) == 0
-        told = capsys.readouterr()
-        assert "promote version 2 over version 1, by promoter" in told.out
-        assert "this account may not move them" in told.err
+        said = capsys.readouterr()
+        assert "promote version 2 over version 1, by promoter" in said.out
+        assert "this account may not move them" in said.err
         assert main(["rollback", "--params", str(params), "--reason", "mine"]) == 2
         assert "(403)" in capsys.readouterr().err
         mine = MlflowClient(tracking_uri=client.tracking_uri)

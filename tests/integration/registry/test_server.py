@@ -131,7 +131,7 @@ def test_another_account_changes_nothing(recorded: Recorded, reader: MlflowServe
         assert client.get_registered_model(model).aliases == before.aliases == {"candidate": "1"}
 
 
-def test_what_is_somebody_else_s_is_told(recorded: Recorded, reader: MlflowServer) -> None:
+def test_what_is_somebody_else_s_is_reported(recorded: Recorded, reader: MlflowServer) -> None:
     with environment_of(reader), pytest.raises(UserError, match=r"(?s)forbids.*'reader'.*403.*belongs to the account"):
         register(params=recorded.params, root=recorded.root, data_md5=MD5)
 
@@ -140,15 +140,13 @@ def test_what_is_somebody_else_s_is_told(recorded: Recorded, reader: MlflowServe
     ("change", "reason"),
     [({"password": "wrong-password"}, "does not know user 'author'"), ({"user": ""}, "wants a user and a password")],
 )
-def test_wrong_credentials_are_told_from_a_server_out_of_reach(
-    recorded: Recorded, change: dict[str, str], reason: str
-) -> None:
+def test_wrong_credentials_are_no_server_out_of_reach(recorded: Recorded, change: dict[str, str], reason: str) -> None:
     with environment_of(replace(recorded.author, **change)), pytest.raises(UserError, match=reason) as caught:
         register(params=recorded.params, root=recorded.root, data_md5=MD5)
-    told = str(caught.value)
-    assert recorded.author.address in told and "(401)" in told
-    assert "MLFLOW_TRACKING_USERNAME" in told and "MLFLOW_TRACKING_PASSWORD" in told
-    assert "wrong-password" not in told and recorded.author.password not in told
+    said = str(caught.value)
+    assert recorded.author.address in said and "(401)" in said
+    assert "MLFLOW_TRACKING_USERNAME" in said and "MLFLOW_TRACKING_PASSWORD" in said
+    assert "wrong-password" not in said and recorded.author.password not in said
 
 
 def test_a_user_s_name_is_taken_once(mlflow_platform: MlflowServer, reader: MlflowServer) -> None:

@@ -86,9 +86,9 @@ def test_the_file_tells_what_it_is_and_wants(project: Path, weights: Weights, ex
     model = onnx.load(exported)
     onnx.checker.check_model(model)
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET}
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    assert told["weights_sha256"] == weights.sha256
-    assert (told["input_channels"], told["input_height"], told["input_width"]) == ("1", "32", "32")
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert said["weights_sha256"] == weights.sha256
+    assert (said["input_channels"], said["input_height"], said["input_width"]) == ("1", "32", "32")
     [taken] = model.graph.input
     assert taken.name == "images" and taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert taken.type.tensor_type.shape.dim[0].dim_param, "any number of images"

@@ -38,7 +38,7 @@ def table_of(out: Path) -> pd.DataFrame:
 
 
 @pytest.mark.timeout(180)
-def test_a_killed_run_goes_on_and_leaves_no_half_file(weights: Weights, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_leaves_no_half_file(weights: Weights, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for number in range(1000):

@@ -98,7 +98,7 @@ def runs(tracking_uri: str) -> pd.DataFrame:
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(
+def test_a_killed_study_resumes_and_ends_with_every_run_recorded_once(
     folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = start(folder, "--only", "variant=full")
@@ -149,7 +149,7 @@ def test_a_killed_study_goes_on_and_ends_with_every_run_recorded_once(
     assert len(runs(tracking_uri)) == 1 + UNITS
     assert (folder / "docs" / "results.md").read_text() == page
 
-    # Other data: told, and nothing is lost.
+    # Other data: said, and nothing is lost.
     scores = next((folder / "data" / "shards").glob("train-scores-*.npy"))
     scores.write_bytes(scores.read_bytes()[:-1] + b"\x01")
     assert main(COMMAND) == 2

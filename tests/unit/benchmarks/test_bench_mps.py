@@ -70,13 +70,13 @@ def test_refined_scores_are_measured_on_the_training_images_with_a_lesion(
 
 
 @pytest.mark.parametrize("missing", ["models/encoder/scores.npy", "data/shards/index.parquet"])
-def test_a_workspace_without_what_is_needed_is_told(workspace: Path, missing: str) -> None:
+def test_a_workspace_without_what_is_needed_is_reported(workspace: Path, missing: str) -> None:
     (workspace / missing).unlink()
     with pytest.raises(UserError, match=rf"{missing}: not found.*make busi"):
         read_workspace(workspace)
 
 
-def test_scores_of_other_data_are_told(workspace: Path) -> None:
+def test_scores_of_other_data_are_reported(workspace: Path) -> None:
     file = workspace / "models/encoder/scores.npy"
     np.save(file, np.load(file)[1:])
     with pytest.raises(UserError, match=r"scores\.npy: \d+ maps, but the training split holds"):

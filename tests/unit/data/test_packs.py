@@ -133,7 +133,7 @@ def test_a_damaged_archive_gives_the_right_bytes_or_is_named(tmp_path: Path) -> 
         (6, b"\xff", "zip file version"),
     ],
 )
-def test_what_is_wrong_with_an_archive_is_told(tmp_path: Path, at: int, put: bytes, message: str) -> None:
+def test_what_is_wrong_with_an_archive_is_reported(tmp_path: Path, at: int, put: bytes, message: str) -> None:
     [place] = write(tmp_path / "folder", {"é.png": b"some bytes"}).values()
     archive = tmp_path / "folder/pixels-00000.zip"
     data = archive.read_bytes()

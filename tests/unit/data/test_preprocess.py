@@ -179,7 +179,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ingest", "shards", "validate"]
 
 
-def test_wrong_input_is_told(tmp_path: Path) -> None:
+def test_wrong_input_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="amlp validate"):
         again(tmp_path)
     with pytest.raises(UserError, match=r"scores.patch 4 .*preprocess.height 18"):

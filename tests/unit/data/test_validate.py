@@ -168,7 +168,7 @@ def test_lesions_that_touch_at_a_corner_are_one(tmp_path: Path) -> None:
     assert with_facts(pd.read_parquet(ingest / "manifest.parquet"), ingest)["n_lesions"].tolist() == [2]
 
 
-def test_nothing_to_validate_is_told(tmp_path: Path) -> None:
+def test_nothing_to_validate_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="amlp ingest"):
         validate(params=ValidateParams(), ingest=tmp_path, out=tmp_path / "out")
     blank = {"image": np.full((40, 48), 9, np.uint8)}

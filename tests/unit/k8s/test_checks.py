@@ -224,7 +224,7 @@ def test_a_lost_reference_is_noticed(dev: list[Object], change: Change):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "change", "told"),
+    ("kind", "name", "change", "said"),
     [
         (
             "RayJob",
@@ -264,11 +264,11 @@ def test_a_lost_reference_is_noticed(dev: list[Object], change: Change):
     ],
 )
 def test_a_field_that_does_not_exist_does_not_fit_the_schema(
-    prod: list[Object], kind: str, name: str, change: Change, told: str
+    prod: list[Object], kind: str, name: str, change: Change, said: str
 ) -> None:
     pytest.importorskip("kubernetes_validate")
     found = copy.deepcopy(one(prod, kind, name))
     check_schema(found)
     change(found)
-    with pytest.raises(ValidationError, match=f"^.*{told}"):
+    with pytest.raises(ValidationError, match=f"^.*{said}"):
         check_schema(found)

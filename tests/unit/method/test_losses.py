@@ -167,7 +167,7 @@ def main_bin(images):
     c=st.integers(1, 3), rows=st.integers(1, 4), columns=st.integers(1, 4), half=st.integers(1, 6),
     seed=st.integers(0, 10**6),
 )  # fmt: skip
-def test_gradients_have_the_width_that_is_told_and_are_finite(c, rows, columns, half, seed):
+def test_gradients_have_the_promised_width_and_are_finite(c, rows, columns, half, seed):
     patch = 2 * half
     images = torch.randn(2, c, rows * patch, columns * patch, generator=generator(seed))
     target = reconstruction_target(images, patch, kind="hog", sigma=2.0)
@@ -177,7 +177,7 @@ def test_gradients_have_the_width_that_is_told_and_are_finite(c, rows, columns, 
 
 
 @pytest.mark.parametrize("kind", get_args(Target))
-def test_each_target_has_the_width_that_is_told(kind):
+def test_each_target_has_the_promised_width(kind):
     images = torch.rand(2, 3, 16, 24, generator=generator(0))
     assert reconstruction_target(images, 8, kind=kind, sigma=2.0).shape == (2, 6, target_width(kind, 8, 3))
 

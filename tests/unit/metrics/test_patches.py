@@ -75,7 +75,7 @@ def test_what_is_undefined_is_left_out() -> None:
     assert tiny and as_metrics(tiny) == {"images": 3}
     assert (
         describe(as_metrics(tiny)) == (describe({"images": 3})[0], None)
-        and "can't be told" in describe({"images": 3})[0]
+        and "can't be measured" in describe({"images": 3})[0]
     )
     full = tally(np.full((3, 4), 0.9, np.float32), np.ones((3, 4), bool)).figures()
     assert full and "AUC" not in describe(as_metrics(full))[0]
@@ -95,7 +95,7 @@ def test_a_warning_names_what_to_change(low: float, warned: bool) -> None:
 
 
 @pytest.mark.parametrize(("centre", "warned"), [(1.1, False), (1.2, True), (2.5, True)])
-def test_scores_that_do_no_better_than_the_centre_are_told(centre: float, warned: bool) -> None:
+def test_scores_that_do_no_better_than_the_centre_are_reported(centre: float, warned: bool) -> None:
     """Operators centre what they look for, so above chance alone says little."""
     metrics = {"images": 9, "recall": 0.4, "enrichment": 1.2, "enrichment_low": 1.05, "enrichment_high": 1.5}
     warning = describe(metrics | {"centre_enrichment": centre})[1]

@@ -190,8 +190,8 @@ def test_the_state_of_a_run_is_shown_task_by_task(
     ]
     api.runs = [ended]
     assert main(["status", "r1", "--host", api.host, "--wait", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["state"] == "FAILED" and told["tasks"][2]["tries"] == 2 and told["link"].endswith("/r1")
+    said = json.loads(capsys.readouterr().out)
+    assert said["state"] == "FAILED" and said["tasks"][2]["tries"] == 2 and said["link"].endswith("/r1")
     api.runs = [DONE]
     assert main(["status", "r1", "--host", api.host]) == 0
 
@@ -207,9 +207,9 @@ def test_runs_that_nobody_closed_are_closed_in_mlflow(
     terminated = ARGUMENTS | {"run_id": "r7", "state": "FAILED", "state_history": history, "run_details": nodes(began)}
     api.runs = [terminated, DONE, DONE | {"state": "RUNNING"}, {"run_id": "r8", "state": "FAILED"}]
     assert main(["sync", "--host", api.host]) == 0
-    told = capsys.readouterr().out
-    assert "r7: CANCELED, written" in told and "r1: SUCCEEDED, written" in told and "2 runs ended, 2 written" in told
-    assert "r8" not in told and "\n1 runs are not of this pipeline, or not of experiment amlp" in told
+    said = capsys.readouterr().out
+    assert "r7: CANCELED, written" in said and "r1: SUCCEEDED, written" in said and "2 runs ended, 2 written" in said
+    assert "r8" not in said and "\n1 runs are not of this pipeline, or not of experiment amlp" in said
     assert main(["sync", "--host", api.host]) == 0
     assert "2 runs ended, 0 written" in capsys.readouterr().out
     # As people see it then.
@@ -233,12 +233,12 @@ def test_a_run_is_shown_where_its_reason_can_not_be_read(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     (folder / "params.yaml").unlink()
     assert main(["status", "r1", "--host", api.host]) == 1
-    told = capsys.readouterr()
-    assert "params.yaml" in told.err
-    assert "FAILED\n" in told.out and "failed task's log" in told.out and f"{api.host}/#/runs/details/r1" in told.out
+    said = capsys.readouterr()
+    assert "params.yaml" in said.err
+    assert "FAILED\n" in said.out and "failed task's log" in said.out and f"{api.host}/#/runs/details/r1" in said.out
     assert main(["status", "r1", "--host", api.host, "--json"]) == 1
-    told = capsys.readouterr()
-    assert json.loads(told.out)["error"] is None and "params.yaml" in told.err
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"] is None and "params.yaml" in said.err
     (folder / "params.yaml").write_text("{}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
     assert main(["status", "r1", "--host", api.host]) == 1
@@ -320,9 +320,9 @@ def test_what_would_fail_again_is_not_submitted_again(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     api.runs = [DONE | {"state": "FAILED"}]
     assert main(["submit", "--host", api.host, "--resubmit", "3"]) == 1
-    told = capsys.readouterr()
+    said = capsys.readouterr()
     assert sum(path == "/runs" for path, _ in api.posted) == submitted
-    assert said in told.err and ("validate: 9 bad cases" in told.out) == bool(kinds)
+    assert said in said.err and ("validate: 9 bad cases" in said.out) == bool(kinds)
 
 
 def test_an_error_that_changes_is_submitted_again(
@@ -369,12 +369,12 @@ def test_tasks_run_anew_and_ask_for_less(api: KubeflowApi, folder: Path, capsys:
         (["--data-repo", "https://me:t0ken@example.org/images.git", "--data-path", "images"], "no user or password"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_submitted(
+def test_a_mistake_is_reported_before_anything_is_submitted(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert main(["submit", "--host", api.host, *options]) == 2
-    told = capsys.readouterr().err
-    assert message in told and "t0ken" not in told
+    said = capsys.readouterr().err
+    assert message in said and "t0ken" not in said
     assert not api.posted
 
 
@@ -397,12 +397,12 @@ def test_numbers_that_mean_nothing_are_refused(
             code = main(["submit", "--host", api.host, f"{option}={value}"])
         except SystemExit as ended:
             code = int(ended.code or 0)
-        told = capsys.readouterr().err
+        said = capsys.readouterr().err
         assert code == 2 and not api.posted, value
-        assert option.strip("-").replace("-", "_") in told.replace("-", "_") and "Traceback" not in told, value
+        assert option.strip("-").replace("-", "_") in said.replace("-", "_") and "Traceback" not in said, value
 
 
-def test_a_pipeline_that_can_not_be_written_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipeline_that_can_not_be_written_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "--out", "/proc/training.yaml"]) == 2
     assert "--out: /proc/training.yaml: can't be written" in capsys.readouterr().err
 
@@ -455,8 +455,8 @@ def test_an_api_that_is_away_for_a_while_does_not_end_the_watch(
     api.runs, api.odd = [DONE], {"GET /runs/r1": (502, page.encode("latin-1"))}
     monkeypatch.setattr("pipelines.__main__.OUTAGE", 0.05)
     assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
-    told = capsys.readouterr().err
-    assert "trying again: 502" in told and "Kubeflow answers 502" in told
+    said = capsys.readouterr().err
+    assert "trying again: 502" in said and "Kubeflow answers 502" in said
     api.odd = {"GET /runs/r1": (200, page.encode())}
     assert main(["status", "r1", "--host", api.host, "--wait"]) == 2
     assert "answers what it never does: '<html>Störung" in capsys.readouterr().err
@@ -507,7 +507,7 @@ NO_ANSWERS = [
                                b'{"next_page_token": "again"}']),
     ],
 )  # fmt: skip
-def test_an_answer_that_the_api_never_gives_is_told(
+def test_an_answer_that_the_api_never_gives_is_reported(
     api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str], command: str, asked: str, odd: list[bytes]
 ) -> None:
     api.experiments = asked == "GET /runs"
@@ -515,8 +515,8 @@ def test_an_answer_that_the_api_never_gives_is_told(
     for text in odd:
         api.odd = {asked: (200, text)}
         assert main([*words, "--host", api.host]) == 2, text
-        told = capsys.readouterr().err
-        assert f"--host {api.host}" in told or "--experiment amlp: Kubeflow at " in told, (text, told)
+        said = capsys.readouterr().err
+        assert f"--host {api.host}" in said or "--experiment amlp: Kubeflow at " in said, (text, said)
     if asked != "GET /healthz":
         # Where it refuses, kfp asks for its health for half a minute.
         for text in (b"\xff", b"[" * 100_000):
@@ -539,8 +539,8 @@ def test_no_answer_about_runs_ends_in_a_traceback(
         assert main(["sync", "--host", api.host]) in (0, 2), seed
 
 
-def test_an_api_that_refuses_is_told(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_api_that_refuses_is_reported(api: KubeflowApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     api.runs, api.refuse = [DONE], 0
     assert main(["status", "other", "--host", api.host]) == 2
-    told = capsys.readouterr().err
-    assert "404" in told and "ResourceNotFoundError: Run other not found" in told
+    said = capsys.readouterr().err
+    assert "404" in said and "ResourceNotFoundError: Run other not found" in said

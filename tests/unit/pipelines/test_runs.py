@@ -37,7 +37,7 @@ def test_tasks_of_a_run_that_failed() -> None:
     assert not [task for task in found if "driver" in task or "executor" in task or "root" in task]
 
 
-def test_tasks_from_the_cache_are_told_from_those_that_ran() -> None:
+def test_tasks_from_the_cache_differ_from_those_that_ran() -> None:
     rows = {row.task: row for row in rows_of(recorded("run-succeeded-cached"))}
     assert rows["preprocess"].cached and rows["evaluate"].cached and rows["preprocess"].tries == 0
     assert not rows["find-reference"].cached and not rows["record-outcome"].cached

@@ -108,20 +108,20 @@ def fails(client: MlflowClient, task: str) -> None:
 RETRIED = ("RUNNING", "FAILED", "RUNNING")
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["taken back", "MLflow was away"])
-def test_a_run_that_failed_and_was_repeated_and_terminated_was_terminated(client: MlflowClient, told: bool) -> None:
+@pytest.mark.parametrize("said", [True, False], ids=["taken back", "MLflow was away"])
+def test_a_run_that_failed_and_was_repeated_and_terminated_was_terminated(client: MlflowClient, said: bool) -> None:
     fails(client, "validate")
-    if told:
+    if said:
         forget_error(task="validate")
     record_error(task="pretrain", message="was asked to end (SIGTERM)")
     answer = run("r", *RETRIED, "CANCELING", "FAILED", validate="SUCCEEDED", pretrain="FAILED", record_outcome="FAILED")
     assert synced(client, answer) == ("KILLED", "CANCELED", "pretrain", "The run was terminated at pretrain.")
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["taken back", "MLflow was away"])
-def test_what_made_a_repeated_run_fail_is_not_what_did_so_first(client: MlflowClient, told: bool) -> None:
+@pytest.mark.parametrize("said", [True, False], ids=["taken back", "MLflow was away"])
+def test_what_made_a_repeated_run_fail_is_not_what_did_so_first(client: MlflowClient, said: bool) -> None:
     fails(client, "validate")
-    if told:
+    if said:
         forget_error(task="validate")
     # Whose pod vanished, so it says nothing.
     status, outcome, task, error = synced(client, run("r", *RETRIED, "FAILED", validate="SUCCEEDED", pretrain="FAILED"))

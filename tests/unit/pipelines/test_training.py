@@ -114,7 +114,7 @@ def test_tasks_and_edges_are_those_of_dvc(tasks: dict[str, Any], stages: dict[st
     # The report is written by the task that registers.
     assert edges.pop("report") - {"register"} <= edges["register"]
     assert set(tasks) - set(edges) == {"pull-data", "gate"}
-    # Which images there are it is told by a parameter.
+    # Which images there are it is said by a parameter.
     files = {**edges, "register": edges["register"] - {"ingest"}}
     assert {name: artifacts(tasks[name]) for name in edges} == files
     assert artifacts(tasks["gate"]) == {"ingest", "preprocess", "scratch", "register"}

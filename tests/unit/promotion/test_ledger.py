@@ -115,7 +115,7 @@ def test_aliases_follow_the_list_wherever_they_are(tracking_uri: str, champion: 
     assert settle(client, NAME)[1] == []
 
 
-def test_a_line_that_is_no_line_is_told(tracking_uri: str) -> None:
+def test_a_line_that_is_no_line_is_reported(tracking_uri: str) -> None:
     client = MlflowClient(tracking_uri=tracking_uri)
     client.create_registered_model(ledger_name(NAME))
     client.create_model_version(ledger_name(NAME), "dbfs:/nowhere", tags={"action": "promote", "follows": "none"})

@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 
 from amlp.errors import UserError
+from amlp.registry.runlog import flatten, valid_name
 from amlp.registry.tracking import (
     child_run,
     connect,
     finished_run,
-    flatten,
     import_mlflow,
     mlflow_uri,
     reopened_run,
     resolve_uri,
-    valid_name,
 )
 
 

@@ -25,7 +25,9 @@ def test_a_file_or_its_folder_is_taken(tmp_path: Path) -> None:
         ("models:/amlp-segmenter@champion", r"mlflow\.db not found; name MLflow's address"),
     ],
 )
-def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str) -> None:
+def test_what_is_not_there_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=message), segmenter_weights(model):

@@ -221,7 +221,7 @@ def test_page_is_written_although_mlflow_is_gone(root: Path, capsys: pytest.Capt
     assert not (root / "mlflow.db").exists()
 
 
-def test_own_images_are_called_by_their_folder_and_it_is_not_told_where_that_lies(root: Path) -> None:
+def test_own_images_are_called_by_their_folder_and_its_place_is_not_shown(root: Path) -> None:
     params = parse_params({"ingest": {"source": "busi", "path": "/srv/hospital-7/thyroid"}}, "test")
     text, page = write(root, params)
     assert page.text.count("thyroid") >= 2 and "BUSI" not in page.text

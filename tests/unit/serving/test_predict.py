@@ -131,12 +131,12 @@ def test_unreadable_files_are_listed_and_stop_nothing(
     (pictures / "bad.nii.gz").write_bytes(b"garbage")
     arguments = ["predict", str(pictures), str(tmp_path / "out"), "--model", str(weights.file)]
     assert main(arguments) == 1
-    told = capsys.readouterr()
+    said = capsys.readouterr()
     table = table_of(tmp_path / "out")
     bad = table[table["error"].notna()]
     assert sorted(bad.index) == ["bad.nii.gz", "deep/03.png", "empty.jpg"] and len(table) == BATCH + 10
     assert bad.loc["empty.jpg", "error"] == "the file is empty." and bad["mask"].isna().all()
-    assert all(name in told.err for name in bad.index) and "3 files unreadable" in told.out
+    assert all(name in said.err for name in bad.index) and "3 files unreadable" in said.out
     assert not (tmp_path / "out/masks/deep/03.png").exists() and (tmp_path / "out/masks/deep/04.png").exists()
 
 
@@ -208,7 +208,7 @@ def test_a_link_in_the_output_does_not_lead_out_of_it(weights: Weights, pictures
     assert not list(outside.iterdir())
 
 
-def test_a_mask_that_can_not_be_written_is_told_and_the_run_goes_on_when_that_is_mended(
+def test_a_mask_that_can_not_be_written_is_reported_and_the_run_resumes_after_the_repair(
     weights: Weights, pictures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -220,7 +220,7 @@ def test_a_mask_that_can_not_be_written_is_told_and_the_run_goes_on_when_that_is
     assert predict_folder(weights=weights, source=pictures, out=out)["images"] == BATCH + 8
 
 
-def test_a_folder_that_can_not_be_made_is_told(weights: Weights, pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_made_is_reported(weights: Weights, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/out: can't be made"):
         predict_folder(weights=weights, source=pictures, out=tmp_path / "file/out")

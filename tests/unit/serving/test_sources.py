@@ -43,7 +43,7 @@ def test_a_mask_does_not_take_a_folder_s_name(tmp_path: Path) -> None:
     assert [source.mask for source in list_sources(tmp_path)[0]] == ["a.jpg.png", "a.png/b.png"]
 
 
-def test_masks_that_can_not_be_told_apart_are_refused(tmp_path: Path) -> None:
+def test_masks_that_look_alike_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jpg\.png: rename one"):
         list_sources(folder_with(tmp_path, "a.png", "a.jpg", "a.jpg.png"))
 
@@ -55,12 +55,12 @@ def test_excluded_files_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [(), ("a.txt",), ("a_mask.png",)])
-def test_nothing_to_segment_is_told(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_nothing_to_segment_is_reported(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=f"no file to segment among {len(names)}"):
         list_sources(folder_with(tmp_path, *names), exclude=["*_mask.png"])
 
 
-def test_a_place_that_does_not_exist_is_told(tmp_path: Path) -> None:
+def test_a_place_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         list_sources(tmp_path / "nowhere")
 

@@ -90,7 +90,7 @@ def test_a_mask_lies_where_its_volume_does(
         np.testing.assert_array_equal(mask.header[field], original.header[field])
 
 
-def test_a_volume_that_can_not_be_segmented_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_that_can_not_be_segmented_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = write(tmp_path / "whole.nii.gz", RANDOM.integers(0, 99, (9, 9, 9)).astype(np.int16)).read_bytes()
     (tmp_path / "half.nii.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.nii").write_text("no volume " * 99)

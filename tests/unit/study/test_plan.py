@@ -101,7 +101,7 @@ def test_only_a_part(tmp_path: Path) -> None:
             make_plan(study, [wrong])
 
 
-def test_all_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_of_the_file_are_reported_at_once(tmp_path: Path) -> None:
     variants = {"full": {"titel": "AMLP"}, "scratch": {"title": "s", "seeds": ["0"]}}
     with pytest.raises(ListedError) as caught:
         load(tmp_path, variants=variants, fractions={0.0: {}}, extra=1)
@@ -110,7 +110,7 @@ def test_all_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
     assert "variants.scratch.seeds.0" in text and "fractions.0.0" in text and "extra: unknown key" in text
 
 
-def test_all_names_and_values_that_do_not_fit_are_told_at_once(tmp_path: Path) -> None:
+def test_all_names_and_values_that_do_not_fit_are_reported_at_once(tmp_path: Path) -> None:
     variants = {
         "full": {"title": "AMLP", "params": {"pretrain.mps.enabeld": True, "finetune.batch": 0}},
         "unet": {"title": "U-Net", "network": "unet", "seeds": [1, 1]},
@@ -131,12 +131,12 @@ def test_all_names_and_values_that_do_not_fit_are_told_at_once(tmp_path: Path) -
         assert part in text
 
 
-def test_a_name_below_a_value_is_told(tmp_path: Path) -> None:
+def test_a_name_below_a_value_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ListedError, match=r"seed is no section"):
         load(tmp_path, overrides={"seed.more": 1})
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml: not found"):
         load_study(tmp_path / "none.yaml")
     with pytest.raises(UserError, match=r"recipe\.yaml.*not found|other\.yaml: not found"):

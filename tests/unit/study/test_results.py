@@ -195,7 +195,9 @@ def test_cpu_time_is_that_of_all_epochs(results: Results) -> None:
     assert math.isnan(results.cpu_seconds(results.units("pretrain", "scratch")))
 
 
-def test_two_test_splits_or_nothing_at_all_are_told(study: Study, store: Store, shards: Path, tmp_path: Path) -> None:
+def test_two_test_splits_or_nothing_at_all_are_reported(
+    study: Study, store: Store, shards: Path, tmp_path: Path
+) -> None:
     plan = make_plan(study)
     with pytest.raises(UserError, match=r"no unit .* is finished"):
         collect(study, plan, Store(tmp_path / "none"), shards)

@@ -125,7 +125,7 @@ def test_the_same_training_twice_at_once_is_refused(shards, tmp_path):
         pass
 
 
-def test_an_interrupted_training_tells_the_same_as_an_uninterrupted_one(shards, trained, tmp_path, monkeypatch):
+def test_an_interrupted_training_reports_the_same_as_an_uninterrupted_one(shards, trained, tmp_path, monkeypatch):
     import amlp.training.pretrain as module
 
     calls, real = [], module.views
@@ -167,11 +167,11 @@ def test_the_parts_ramps_follow_the_training(shards, tmp_path, monkeypatch):
 
     seen, real = [], module.amlp_loss
 
-    def told(*args, **kwargs):
+    def said(*args, **kwargs):
         seen.append(kwargs["progress"])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "amlp_loss", told)
+    monkeypatch.setattr(module, "amlp_loss", said)
     pretrain(params=settings(), shards=shards, out=tmp_path / "encoder", state=tmp_path / "state")
     assert seen == pytest.approx([step / len(seen) for step in range(len(seen))]) and len(seen) > 4
 

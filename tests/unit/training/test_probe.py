@@ -19,7 +19,7 @@ PLAN = EncoderPlan(channels=1, height=SIZE, width=SIZE, patch=PATCH, dim=24, dep
 
 
 class Told(Encoder):
-    """An encoder whose features hold what it was told of each image's patches, spread by a random matrix, in noise.
+    """An encoder whose features hold what it was said of each image's patches, spread by a random matrix, in noise.
 
     Args:
         answers: (n, L), as the probe will ask for them: those that fit, then those that score.

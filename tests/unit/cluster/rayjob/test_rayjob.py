@@ -203,9 +203,9 @@ def test_success_streams_status_and_log_once_and_deletes(api: KubeApi, capsys: p
     run(api, workers=2, gpus=1)
     assert api.deleted
     assert api.created[0]["metadata"]["name"] == job_name("run-1", "pretrain")
-    told = capsys.readouterr().out
-    assert "Initializing, 0 of 2 workers ready, Insufficient nvidia.com/gpu" in told
-    assert told.count("| step 1") == told.count("| step 2") == 1, "two reads of the log overlap"
+    said = capsys.readouterr().out
+    assert "Initializing, 0 of 2 workers ready, Insufficient nvidia.com/gpu" in said
+    assert said.count("| step 1") == said.count("| step 2") == 1, "two reads of the log overlap"
     assert "container=ray-job-submitter" in next(path for _, path in api.requests if "/log" in path)
 
 
@@ -244,7 +244,7 @@ def test_limbo_and_trouble_end_with_an_outcome_and_a_deletion(
     assert api.deleted
 
 
-def test_a_job_that_somebody_deletes_is_told(api: KubeApi) -> None:
+def test_a_job_that_somebody_deletes_is_reported(api: KubeApi) -> None:
     api.statuses = [RUNNING]
     api.before_get = lambda: api.jobs.clear() if api.polls == 3 else None
     with pytest.raises(rayjob.JobDeleted, match="deleted by somebody else"):
@@ -326,7 +326,7 @@ def test_a_queue_that_the_template_names_may_suspend_too(api: KubeApi, project: 
     assert api.deleted
 
 
-def test_a_restarted_launcher_goes_on_with_the_job_that_is_there(
+def test_a_restarted_launcher_resumes_with_the_job_that_is_there(
     api: KubeApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.jobs[request().name] = build(load_template(TEMPLATE), request())
@@ -494,7 +494,7 @@ def test_a_progress_bar_does_not_silence_the_log(api: KubeApi, capsys: pytest.Ca
     assert printed == [f"  | {line}" for line in (lines[0], "epoch: 100%|████| 9/9", lines[2], lines[3][:-1], lines[4])]
 
 
-def test_logs_that_may_not_be_read_are_told_once(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_that_may_not_be_read_are_reported_once(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
     api.logs["head-1"] = 403
     api.statuses = [RUNNING, RUNNING, SUCCEEDED]
     run(api)
@@ -502,7 +502,7 @@ def test_logs_that_may_not_be_read_are_told_once(api: KubeApi, capsys: pytest.Ca
     assert api.deleted
 
 
-def test_a_job_that_can_not_be_deleted_is_told_with_the_command(
+def test_a_job_that_can_not_be_deleted_is_reported_with_the_command(
     api: KubeApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.statuses, api.deletions = [SUCCEEDED], [403] * 50
@@ -532,9 +532,9 @@ def test_sigterm_deletes_the_job(api: KubeApi, project: Path) -> None:
         if "step 2" in line:
             break
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "Interrupted: asked to end by SIGTERM" in told
+    assert "Interrupted: asked to end by SIGTERM" in said
     assert api.deleted
 
 
