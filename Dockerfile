@@ -55,7 +55,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=bind,from=locks,source=/build.txt,target=/mnt/build.txt \
     pip --python /opt/venv install --cache-dir /var/cache/pip --no-deps --require-hashes -r /mnt/build.txt
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE dvc.yaml params.yaml ./
+COPY pyproject.toml hatch_build.py README.md LICENSE dvc.yaml params.yaml ./
 COPY recipes recipes
 COPY amlp amlp
 RUN hatchling build -t wheel

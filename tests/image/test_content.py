@@ -133,7 +133,7 @@ def test_nothing_but_code_and_locks_reaches_the_builder(images: Images, tmp_path
     shutil.copy(project / ".dockerignore", context)
     kept = {"amlp/a.py", "amlp/templates/a.j2", "components/a.py", "pipelines/a.yaml", "pyproject.toml", "README.md",
             "LICENSE", "requirements.lock", "requirements-train.lock",
-            "dvc.yaml", "params.yaml", "recipes/tiny.yaml"}  # fmt: skip
+            "dvc.yaml", "params.yaml", "hatch_build.py", "recipes/tiny.yaml"}  # fmt: skip
     others = {".env", ".git/config", ".venv/bin/python", "data/a.png", "models/a.pt", "mlflow.db", "shared/a",
               "k8s/overlays/dev/secrets/s3.env", "workspaces/a/data/b", "amlp/__pycache__/a.pyc", ".dvc/config.local",
               "pip.conf", "tests/a.py"}  # fmt: skip
