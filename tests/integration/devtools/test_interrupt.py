@@ -29,13 +29,18 @@ def test_an_interrupt_ends_the_servers_and_leaves_no_temporary_file(
     process = subprocess.Popen(
         command, cwd=project, env={**os.environ, "TMPDIR": str(temporary)}, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell's job in the background ignores SIGINT, and so does what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith(moment):
-            break
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith(moment):
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.terminate()
     assert (process.returncode, said) == (130, "devtools.local: interrupted\n")
     assert list(temporary.iterdir()) == []
     assert [one.pid for one in psutil.process_iter(["cwd"]) if (one.info["cwd"] or "").startswith(str(tmp_path))] == []
