@@ -314,15 +314,15 @@ def test_what_would_fail_again_is_not_submitted_again(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("AMLP_RECORD", json.dumps({"tracking_uri": tracking_uri, "experiment": "amlp"}))
     monkeypatch.setenv("AMLP_PIPELINE_RUN", "r1")
-    for kind in kinds:
-        record_error(task="validate", message="9 bad cases", kind=kind)
+    for task, kind in zip(("validate", "scratch"), kinds, strict=False):
+        record_error(task=task, message="9 bad cases", kind=kind)
     monkeypatch.delenv("AMLP_PIPELINE_RUN")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     api.runs = [DONE | {"state": "FAILED"}]
     assert main(["submit", "--host", api.host, "--resubmit", "3"]) == 1
-    said = capsys.readouterr()
+    shown = capsys.readouterr()
     assert sum(path == "/runs" for path, _ in api.posted) == submitted
-    assert said in said.err and ("validate: 9 bad cases" in said.out) == bool(kinds)
+    assert said in shown.err and ("validate: 9 bad cases" in shown.out) == bool(kinds)
 
 
 def test_an_error_that_changes_is_submitted_again(
