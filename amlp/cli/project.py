@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from amlp.cli.arguments import Commands, path
@@ -25,4 +26,6 @@ def _init(args: argparse.Namespace) -> None:
 
     params = init_project(args.project, data=args.data, recipe=args.recipe)
     images = params.ingest.path if args.data else "generated (--data FOLDER takes yours)"
-    print(f"Made {args.project}; images: {images}.\nRun: cd {args.project} && dvc repro && amlp summary")
+    print(
+        f"Made {args.project}; images: {images}.\nRun: cd {shlex.quote(str(args.project))} && dvc repro && amlp summary"
+    )

@@ -211,3 +211,10 @@ def test_a_stage_refuses_a_project_of_another_version(
 def test_the_command_of_earlier_versions_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["workspace", "workspaces/mine", "--recipe", "recipes/busi-cpu.yaml"]) == 2
     assert "run `amlp init PROJECT [--data FOLDER] [--recipe NAME]`" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folder_is_called(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(home / "mein Prüf-Projekt")]) == 0
+    assert f"cd '{home / 'mein Prüf-Projekt'}' && dvc repro" in capsys.readouterr().out
