@@ -101,8 +101,8 @@ class Summary:
             }
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{file}: not what `amlp evaluate` writes ({error!r}). Run it again.") from error
-        found = {"value": baseline.get("threshold"), **{key: baseline.get(key) for key in ("polarity", "train_dsc")}}
-        threshold = found if None not in found.values() else None
+        named = {"threshold": "value", "polarity": "polarity", "train_dsc": "train_dsc"}
+        threshold = {named[key]: value for key, value in baseline.items() if key in named} or None
         return parse_record({**values, "models": models, "threshold": threshold}, cls, str(file))
 
     def as_dict(self) -> dict[str, Any]:

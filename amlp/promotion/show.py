@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from amlp.errors import UserError
 from amlp.promotion.ledger import History
 from amlp.promotion.promote import Candidate
 from amlp.records import parse_record
@@ -56,4 +57,9 @@ def read_card(client: MlflowClient, run_id: str, kind: str) -> Card | None:
     if f"{place}/card.json" not in {item.path for item in client.list_artifacts(run_id, place)}:
         return None
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/{place}/card.json")
-    return parse_record(json.loads(text), Card, f"{place}/card.json of run {run_id}")
+    origin = f"{place}/card.json of run {run_id}"
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{origin}: no JSON ({error}). Register the run again.") from error
+    return parse_record(values, Card, origin)

@@ -55,3 +55,11 @@ def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path, content: str)
             kind.read(tmp_path / name)
         with pytest.raises(UserError, match=r"absent\.json: not found"):
             kind.read(tmp_path / "absent.json")
+
+
+def test_a_baseline_that_lacks_a_field_is_no_baseline_that_is_absent(tmp_path: Path) -> None:
+    test = {"cases": 9, "lesion_cases": 7, "groups": 5, "hash": "f" * 64}
+    baseline = {"threshold": 40, "polarity": "dark"}
+    write_json(tmp_path / "summary.json", summary_of(test, models={"threshold": scores(0.1) | baseline}))
+    with pytest.raises(UserError, match=r"summary\.json: .*threshold\.train_dsc: Field required"):
+        Summary.read(tmp_path / "summary.json")
