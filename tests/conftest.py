@@ -29,6 +29,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 # Else the end that `timeout` and the like make of us leaves the servers of the session running.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
+# A shell's job in the background ignores SIGINT, and so does what it starts: tests of an interrupt would hang.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROJECT = Path(__file__).parents[1]
 # Far above what they take: for a machine that is busy with other work.

@@ -29,8 +29,6 @@ def test_an_interrupt_ends_the_servers_and_leaves_no_temporary_file(
     process = subprocess.Popen(
         command, cwd=project, env={**os.environ, "TMPDIR": str(temporary)}, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # A shell's job in the background ignores SIGINT, and so does what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         assert process.stdout
