@@ -33,6 +33,10 @@ _MEANING = {
 }
 
 
+# Times that an object is asked for when its body breaks off.
+_BODIES = 5
+
+
 class StorageError(UserError):
     """The storage can't be reached, refuses the request, or holds something else than was written."""
 
@@ -151,21 +155,31 @@ def read(uri: str) -> bytes | None:
         StorageError: it is not what was written, or the storage fails.
     """
     bucket, key = split_uri(uri)
-    client, buffer = s3_client(), io.BytesIO()
     try:
         with _explained(uri):
-            expected = client.head_object(Bucket=bucket, Key=key)["Metadata"].get("sha256")
-            # Unlike get_object it asks again for a body that broke off.
-            client.download_fileobj(bucket, key, buffer)
+            data, expected = _body(bucket, key)
     except StorageError as error:
         if _absent(error):
             return None
         raise
-    data = buffer.getvalue()
-    # Another write between the two requests looks like damage; a state has one writer.
     if expected and hashlib.sha256(data).hexdigest() != expected:
         raise StorageError(f"{uri}: not the bytes that were written (SHA-256 differs).")
     return data
+
+
+def _body(bucket: str, key: str) -> tuple[bytes, str | None]:
+    """Return an object and its SHA-256 from one answer: between two, somebody may write another."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    for left in reversed(range(_BODIES)):
+        answer = s3_client().get_object(Bucket=bucket, Key=key)
+        try:
+            return answer["Body"].read(), answer["Metadata"].get("sha256")
+        except (HTTPClientError, IncompleteReadError):
+            # boto3 asks again for an answer that fails, not for one that breaks off.
+            if not left:
+                raise
+    raise AssertionError
 
 
 def upload(file: Path, uri: str, *, digest: str) -> None:

@@ -43,7 +43,15 @@ settings.register_profile(
 settings.load_profile("amlp")
 
 
+# Files that take a minute or more, the longest first: begun last, one keeps a process waiting for the other.
+SLOWEST = (
+    "test_dvc.py", "test_tutorial.py", "test_local_run.py", "test_resume.py", "test_study.py", "test_history.py",
+    "test_workers.py", "test_wheel.py", "test_own_images.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
     for item in items:
         if item.path.is_relative_to(PROJECT / "tests/integration") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(INTEGRATION_SECONDS))

@@ -103,16 +103,13 @@ def test_only_what_a_change_concerns_runs_again(repository):
     checked = repository.run(sys.executable, "-c", CANDIDATE)
     assert re.search(r"equal on [1-9]\d* test images", checked), checked
 
-    after = ["finetune", "scratch", "evaluate", "register", "report"]
-    assert sorted(repository.ran("exp", "run", "-S", "finetune.lr=0.0005")) == sorted(after)
-    assert yaml.safe_load((repository.folder / "params.yaml").read_text())["finetune"]["lr"] == 0.0005
-    assert "0.0005" in repository.run("dvc", "exp", "show", "--json")
-
     # On two Ray Train workers the run ends in registered versions just the same.
-    trained = ["pretrain", "finetune", "evaluate", "register", "report"]
-    assert sorted(repository.ran("exp", "run", "-S", "pretrain.num_workers=2")) == sorted(trained)
+    after = ["pretrain", "finetune", "evaluate", "register", "report"]
+    assert sorted(repository.ran("exp", "run", "-S", "pretrain.num_workers=2")) == sorted(after)
+    assert yaml.safe_load((repository.folder / "params.yaml").read_text())["pretrain"]["num_workers"] == 2
+    assert '"num_workers": 2' in repository.run("dvc", "exp", "show", "--json")
     registration = json.loads((repository.folder / "registration.json").read_text())
-    assert (registration["encoder"]["version"], registration["segmenter"]["version"]) == ("3", "3")
+    assert (registration["encoder"]["version"], registration["segmenter"]["version"]) == ("2", "2")
 
 
 @pytest.mark.timeout(900)

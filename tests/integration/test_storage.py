@@ -51,6 +51,34 @@ def test_an_object_is_read_as_written_and_absent_is_none(place: str) -> None:
         assert storage.read(f"{place}/x") == data
 
 
+def test_a_reader_beside_a_writer_gets_one_version_or_the_other(place: str) -> None:
+    versions = [letter * 50_000 for letter in (b"a", b"b")]
+    storage.write(f"{place}/x", versions[0])
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            for version in versions:
+                storage.write(f"{place}/x", version)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert {storage.read(f"{place}/x") for _ in range(200)} <= set(versions)
+    finally:
+        ended.set()
+        writer.join()
+
+
+def test_a_damaged_object_is_refused(bucket: str) -> None:
+    from amlp.s3 import s3_client, split_uri
+
+    name, key = split_uri(f"{bucket}/x")
+    s3_client().put_object(Bucket=name, Key=key, Body=b"other bytes", Metadata={"sha256": "0" * 64})
+    with pytest.raises(StorageError, match="not the bytes that were written"):
+        storage.read(f"{bucket}/x")
+
+
 def test_the_same_folder_is_published_once(place: str, folder: Path, tmp_path: Path) -> None:
     first = storage.publish_once(folder, place)
     # What is there is not written again.
