@@ -84,9 +84,9 @@ study: setup ## compare variants, label fractions and seeds on BUSI, write docs/
 	  amlp study $(CURDIR)/studies/busi-cpu.yaml --jobs $(JOBS) --page $(CURDIR)/docs/explanation/results.md
 
 # A file's tests stay together, for some share what is slow to make. Integration tests wait more than they compute; each
-# of the two processes has servers of its own.
+# of the three processes has servers of its own.
 test: setup test-unit ## run all tests
-	pytest tests/integration --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	pytest tests/integration --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 test-unit: setup ## run the quick tests only, on all cores
 	pytest tests/unit --numprocesses=auto --maxprocesses=8 --dist=loadfile
