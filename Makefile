@@ -42,7 +42,7 @@ IMAGES := train stages pipeline mlflow
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo busi study test test-unit test-gate-mutations lint typecheck format docs lock lock-check bench-mps \
-  bench-pretrain bench-predict bench-gate images image-test serve-test test-cluster k8s-dev k8s-dev-secrets k8s-single-user \
+  bench-pretrain bench-predict bench-near-duplicates bench-gate images image-test serve-test test-cluster k8s-dev k8s-dev-secrets k8s-single-user \
   k8s-single-user-secrets pipeline-local clean
 
 help: ## list the targets
@@ -130,6 +130,9 @@ bench-pretrain: setup ## time a pre-training step against the one of transformer
 
 bench-predict: setup ## time amlp predict against the bare model, and watch its memory: make bench-predict DATA=folder MODEL=file
 	python -m benchmarks.bench_predict --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)")
+
+bench-near-duplicates: setup ## plant changed copies among pictures and find them: make bench-near-duplicates DATA=folder
+	python -m benchmarks.bench_near_duplicates --data "$(DATA)" $(if $(TABLE),--table "$(TABLE)") $(if $(GROWTH),--growth)
 
 bench-gate: setup ## simulate how often the promotion gate promotes
 	python -m benchmarks.bench_gate

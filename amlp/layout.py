@@ -44,6 +44,7 @@ class ValidateFolder(Folder):
     """The cases that can be used, and what is wrong with the others."""
 
     manifest = _File("manifest.parquet")
+    thumbnails = _File("thumbnails.npy")
     bad_cases = _File("bad_cases.csv")
     warnings = _File("warnings.csv")
     expectations = _File("expectations.json")

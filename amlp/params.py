@@ -15,65 +15,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from amlp.data_params import IngestParams as IngestParams
+from amlp.data_params import PairsParams as PairsParams
+from amlp.data_params import PhantomParams as PhantomParams
+from amlp.data_params import PreprocessParams as PreprocessParams
+from amlp.data_params import TableParams as TableParams
+from amlp.data_params import ValidateParams as ValidateParams
 from amlp.errors import UserError, without_credentials
+from amlp.sections import Count, Fraction, OpenFraction, Positive, PositiveFloat
 from amlp.sections import Section as Section
 from amlp.sections import parse_section as parse_section
 from amlp.sections import read_mapping as read_mapping
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-
-
-class PhantomParams(Section):
-    """The generator's data set."""
-
-    patients: Annotated[int, Field(ge=4)] = 64
-    images_per_patient: Positive = 4
-    height: Annotated[int, Field(ge=32)] = 112
-    width: Annotated[int, Field(ge=32)] = 144
-    normal_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-
-
-class IngestParams(Section):
-    """Where the images come from."""
-
-    source: Literal["phantom", "busi"] = "phantom"
-    # For `phantom` the images come from the generator's code, so that is what a change is looked for in.
-    path: str = "amlp/data/phantom.py"
-    # Share of source files that may be unreadable or incomplete; they are listed and left out.
-    tolerance: Fraction = 0.0
-    # `hash` names cases by a digest, for file names that identify a person.
-    case_ids: Literal["name", "hash"] = "name"
-    phantom: PhantomParams = PhantomParams()
-
-
-class ValidateParams(Section):
-    """What a usable case looks like."""
-
-    # Share of cases that may fail an expectation; they are listed and left out.
-    tolerance: Fraction = 0.02
-    min_side: Positive = 32
-    max_aspect: Annotated[float, Field(ge=1.0)] = 4.0
-    # Standard deviation of the grey values over their range: below, the picture is (nearly) blank.
-    min_contrast: Fraction = 0.02
-    max_lesion_fraction: Fraction = 0.9
-
-
-class PreprocessParams(Section):
-    """Groups, splits and shards."""
-
-    height: Annotated[int, Field(ge=16)] = 96
-    width: Annotated[int, Field(ge=16)] = 96
-    # `grey`: one channel, a coloured mark on an ultrasound image turns grey; `auto`: colour if any image has colour.
-    colour: Literal["grey", "auto"] = "grey"
-    test_fraction: OpenFraction = 0.2
-    val_fraction: OpenFraction = 0.125
-    # Bits of 64 by which the perceptual hashes of two near-duplicates differ at most.
-    near_duplicate_distance: Annotated[int, Field(ge=0, le=32)] = 6
-    shard_cases: Positive = 4096
 
 
 class ScoreParams(Section):

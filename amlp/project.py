@@ -104,7 +104,10 @@ def init_project(folder: Path, *, data: Path | None = None, recipe: str | None =
             raise UserError(
                 f"{data}: {'no folder' if data.exists() else 'not found'}. --data names the images' folder."
             )
-        values["ingest"] |= {"source": "busi", "path": _seen_from(folder, data, repository)}
+        # A recipe for other images says how they lie.
+        source = values["ingest"]["source"]
+        source = "busi" if source == "phantom" else source
+        values["ingest"] |= {"source": source, "path": _seen_from(folder, data, repository)}
     else:
         values["ingest"] |= {"source": "phantom", "path": IMAGES if installed else f"{code}/data/phantom.py"}
     params = parse_params(values, origin)

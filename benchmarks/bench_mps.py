@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from amlp.data.images import read_image, read_mask, to_model_input, to_model_mask
+from amlp.data.images import to_model_input, to_model_mask
+from amlp.data.pictures import read_image, read_mask
 from amlp.data.shards import ShardedSplit
 from amlp.errors import UserError
 from amlp.files import sha256

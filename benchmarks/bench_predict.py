@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 import torch
 
-from amlp.data.images import read_image
+from amlp.data.pictures import read_image
 from amlp.files import sha256
 from amlp.models.predictor import Predictor
 from amlp.registry.weights import Weights

@@ -20,6 +20,7 @@ def ingest(params: str, data_uri: str, data_md5: str, git_commit: str, cases: Ou
     from pathlib import Path
 
     from amlp.data.ingest import ingest
+    from amlp.data.privacy import Pseudonyms
     from amlp.data.versions import fetch_version
     from amlp.environment import check_code
     from amlp.files import read_json
@@ -34,7 +35,7 @@ def ingest(params: str, data_uri: str, data_md5: str, git_commit: str, cases: Ou
             images = Path(temporary, "images")
             fetch_version(data_uri, data_md5, images)
             source = source.model_copy(update={"path": str(images)})
-        ingest(params=source, seed=settings.seed, out=Path(cases.path))
+        ingest(params=source, seed=settings.seed, out=Path(cases.path), pseudonyms=Pseudonyms.of_environment())
     cases.metadata.update(data_uri=data_uri, data_md5=data_md5, git_commit=git_commit)
     # For `register`, which then need not fetch the images.
     return json.dumps({"md5": folder_md5(Path(cases.path)), "summary": read_json(Path(cases.path, "summary.json"))})

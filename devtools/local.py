@@ -96,8 +96,8 @@ def write_images(folder: Path, *, patients: int, seed: int) -> None:
         patients: two pictures each.
         seed: of the pictures.
     """
-    from amlp.data.images import write_png
     from amlp.data.phantom import generate
+    from amlp.data.pictures import write_png
 
     lines = ["file,patient"]
     for case in generate(params=PhantomParams(patients=patients, images_per_patient=2, height=48, width=56), seed=seed):
@@ -110,7 +110,7 @@ def write_images(folder: Path, *, patients: int, seed: int) -> None:
 
 def change_a_pixel(folder: Path) -> Path:
     """Change one image's bytes, and nothing else; returns its path."""
-    from amlp.data.images import read_image, write_png
+    from amlp.data.pictures import read_image, write_png
 
     path = next(file for file in sorted(folder.rglob("*.png")) if "_mask" not in file.name)
     image = read_image(path).copy()

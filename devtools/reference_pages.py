@@ -29,7 +29,7 @@ def parameters_page() -> str:
         row = f"| `{name}` | {_type(schema)} | `{_yaml(schema.get('default'))}` | {text} |"
         sections.setdefault(section, []).append(row)
     parts = [
-        "# Parameters\n\nWhat `params.yaml` and recipes can set. This page is made from `amlp/params.py` and from the "
+        "# Parameters\n\nWhat `params.yaml` and recipes can set. This page is made from the code and from the "
         "comments of `params.yaml`. An unknown name, a wrong type or a value out of range is an error that lists all "
         "mistakes."
     ]

@@ -70,8 +70,9 @@ def add_to(commands: Commands) -> None:
 def _ingest(args: argparse.Namespace) -> None:
     params = read_params(args)
     from amlp.data.ingest import ingest
+    from amlp.data.privacy import Pseudonyms
 
-    ingest(params=params.ingest, seed=params.seed, out=args.out)
+    ingest(params=params.ingest, seed=params.seed, out=args.out, pseudonyms=Pseudonyms.of_project(Path(".")))
 
 
 def _validate(args: argparse.Namespace) -> None:

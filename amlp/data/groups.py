@@ -1,14 +1,11 @@
 """Groups of cases that belong together, and splits that no group straddles.
 
-Two cases belong together when they are of one patient, or when their pictures are near-duplicates: equal bytes, or the
-same scene in another crop, brightness or compression, with or without the marks that an operator set, or mirrored. What
-follows from that is transitive: a group is a connected component. A model that trains on one picture of a group and
-is tested on another scores what it remembers.
+Two cases belong together when they are of one patient, when their files are equal, or when their pictures are
+near-duplicates, see `amlp.data.likeness`. What follows from that is transitive: a group is a connected component. A
+model that trains on one picture of a group and is tested on another scores what it remembers.
 
-Two things show near-duplicates, between a picture and the other one or its mirror image: the bits of 64 by which their
-perceptual hashes differ, and how their thumbnails correlate once the data set's mean thumbnail is taken off, which is
-what all pictures of a device share. Either alone suffices when it is sure, and both together when both are nearly so.
-The correlation finds what the hash misses, such as a scene with and without burned-in marks, the hash other crops.
+Near-duplicates are verified pair by pair, so that pictures that merely resemble each other form no chain. A group that
+is large all the same, and not one patient, is an error: it would take the data set into one split.
 """
 
 from __future__ import annotations
@@ -22,22 +19,13 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from amlp.data.likeness import Alike, Pairs, Thumbnails, near_duplicates
 from amlp.data.shards import SPLITS
 from amlp.errors import UserError
-from amlp.progress import progress
+from amlp.params import PreprocessParams
 
-# Looked at pair by pair on BUSI: all 215 pairs of at most 8 bits show one scene or one lesion; so do all 20 pairs above
-# that with a correlation of 0.9 or more, and about half of the next 20, down to 0.85. From 0.8 on, eight of the nine
-# pairs of 10 and 12 bits do, and three of the eight pairs of 14 bits.
-SAME = 0.9
-LIKELY = 0.8
-LIKELY_BITS = 6
-# Cases compared at a time, all with all: 1024 x 1024 pairs take some 30 MB.
-BLOCK = 1024
-# Pairs kept before they are condensed: a data set with one picture 10,000 times over has 50 million pairs.
-MOST_PAIRS = 1_000_000
-
-Pairs = NDArray[np.int64]  # (P, 2) positions of cases
+# A group of fewer cases is never too large.
+SMALL_GROUP = 10
 
 
 @dataclass(frozen=True)
@@ -45,34 +33,66 @@ class Groups:
     """The groups of a data set.
 
     `group` (N,) numbers them from 0 in the order of their smallest case id. `near_duplicate_groups` counts groups of
-    several pictures that are near-duplicates, patients left aside; `near_duplicate_cases` counts their cases.
+    several pictures that are near-duplicates or equal, patients left aside; `near_duplicate_cases` counts their cases.
+    `alike` are the pairs of near-duplicates that were found, as positions in the manifest.
     """
 
     group: NDArray[np.int64]
     near_duplicate_groups: int
     near_duplicate_cases: int
+    alike: Alike
 
 
-def group_cases(manifest: pd.DataFrame, *, distance: int) -> Groups:
-    """Join near-duplicates and patients.
-
-    Time grows with the square of the number of cases (100,000: minutes), memory only with their number.
+def group_cases(manifest: pd.DataFrame, thumbnails: Thumbnails, *, params: PreprocessParams) -> Groups:
+    """Join near-duplicates, equal files and patients.
 
     Args:
-        manifest: N rows with `case_id`, `patient` (null when unknown), `sha256`, `phash` and `phash_mirror` (16 hex
-            digits) and `thumbnail` (bytes of a square grey thumbnail); the order of rows makes no difference.
-        distance: bits by which the perceptual hashes of near-duplicates differ at most.
+        manifest: N rows with `case_id`, `patient` (null when unknown) and `sha256`; their order makes no difference.
+        thumbnails: (N, 64, 64) uint8 grey pictures, row by row.
+        params: whether and how near-duplicates are found, and how large a group may be.
+
+    Raises:
+        UserError: a group that is not one patient holds more than `params.max_group_share` of the cases.
     """
     # In the order of case ids, components come out numbered by their smallest one.
     order = np.argsort(manifest["case_id"].to_numpy(dtype=str), kind="stable")
     manifest = manifest.iloc[order]
-    alike = np.concatenate([_pairs_of_equal(manifest["sha256"]), _near_duplicates(manifest, distance)])
-    pictures = _components(len(manifest), alike)
+    if not (order[1:] > order[:-1]).all():
+        thumbnails = thumbnails[order]
+    found = Alike(np.empty((0, 2), np.int64), np.empty(0, np.float32), params.near_duplicate_likeness)
+    if params.near_duplicates:
+        found = near_duplicates(
+            thumbnails, likeness=params.near_duplicate_likeness, neighbours=params.near_duplicate_neighbours
+        )
+    equal = np.concatenate([_pairs_of_equal(manifest["sha256"]), found.pairs])
+    pictures = _components(len(manifest), equal)
     sizes = np.bincount(pictures)
-    joined = _components(len(manifest), np.concatenate([alike, _pairs_of_equal(manifest["patient"])]))
+    joined = _components(len(manifest), np.concatenate([equal, _pairs_of_equal(manifest["patient"])]))
+    _check_sizes(joined, manifest, found, params)
     group = np.empty_like(joined)
     group[order] = joined
-    return Groups(group, int((sizes > 1).sum()), int(sizes[sizes > 1].sum()))
+    alike = Alike(order[found.pairs], found.likeness, found.limit)
+    return Groups(group, int((sizes > 1).sum()), int(sizes[sizes > 1].sum()), alike)
+
+
+def _check_sizes(group: NDArray[np.int64], manifest: pd.DataFrame, found: Alike, params: PreprocessParams) -> None:
+    most = max(params.max_group_share * len(manifest), SMALL_GROUP)
+    for number in np.flatnonzero(np.bincount(group) > most):
+        members = group == number
+        patients = manifest["patient"][members]
+        if patients.notna().all() and patients.nunique() == 1:
+            continue
+        inside = members[found.pairs[:, 0]]
+        median = f", of median likeness {np.median(found.likeness[inside]):.2f}" if inside.any() else ""
+        whose = f"of {patients.nunique()} patients" if patients.notna().any() else "of unknown patients"
+        first = manifest["case_id"][members].iloc[0]
+        raise UserError(
+            f"preprocess: one group holds {members.sum()} of {len(manifest)} cases, {whose}, joined by {inside.sum()} "
+            f"pairs of near-duplicates{median}; the first case is {first}. If they are the same pictures, keep one of "
+            "each. If they only resemble each other, raise preprocess.near_duplicate_likeness "
+            f"({params.near_duplicate_likeness:g}), or set preprocess.near_duplicates: false. If they do belong "
+            f"together, raise preprocess.max_group_share ({params.max_group_share:g})."
+        )
 
 
 def _components(cases: int, pairs: Pairs) -> NDArray[np.int64]:
@@ -85,59 +105,12 @@ def _components(cases: int, pairs: Pairs) -> NDArray[np.int64]:
     return rank[labels]
 
 
-def _condensed(cases: int, pairs: Pairs) -> Pairs:
-    """Replace pairs by fewer, each case with the first of its component, that make the same components."""
-    labels = _components(cases, pairs)
-    _, first = np.unique(labels, return_index=True)
-    links = np.stack([np.arange(cases), first[labels]], axis=1)
-    return links[links[:, 0] != links[:, 1]]
-
-
 def _pairs_of_equal(values: pd.Series) -> Pairs:
     """Pair each case with the first of the same value; unknown values are not the same."""
     known = np.flatnonzero(values.notna().to_numpy())
     codes, _ = pd.factorize(values.iloc[known])
     _, first = np.unique(codes, return_index=True)
     return np.stack([known, known[first[codes]]], axis=1)
-
-
-def _unit_rows(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Flatten (N, s, s) to (N, s * s) with mean 0 and length 1, so that a dot product is a correlation."""
-    rows = thumbnails.reshape(len(thumbnails), -1)
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-
-
-def _near_duplicates(manifest: pd.DataFrame, distance: int) -> Pairs:
-    cases = len(manifest)
-    plain, mirror = (
-        np.array([int(text, 16) for text in manifest[name]], np.uint64) for name in ("phash", "phash_mirror")
-    )
-    pixels = np.stack([np.frombuffer(data, np.uint8) for data in manifest["thumbnail"]])
-    side = math.isqrt(pixels.shape[1])
-    unlike = (pixels - pixels.mean(axis=0).astype(np.float32)).reshape(cases, side, side)
-    scene, mirrored = _unit_rows(unlike), _unit_rows(unlike[:, :, ::-1])
-
-    starts = range(0, cases, BLOCK)
-    found: list[Pairs] = [np.empty((0, 2), np.int64)]
-    with progress(len(starts) * (len(starts) + 1) // 2, "compare", "blocks", disable=len(starts) == 1) as bar:
-        for start in starts:
-            here = slice(start, start + BLOCK)
-            for other in range(start, cases, BLOCK):
-                there = slice(other, other + BLOCK)
-                bits = np.bitwise_count(plain[here, None] ^ plain[None, there])
-                # Both ways: a hash of the mirror image is only nearly the mirror image of a hash.
-                for one, two in ((plain, mirror), (mirror, plain)):
-                    np.minimum(bits, np.bitwise_count(one[here, None] ^ two[None, there]), out=bits)
-                alike = np.maximum(scene[here] @ scene[there].T, scene[here] @ mirrored[there].T)
-                same = (bits <= distance) | (alike >= SAME) | ((bits <= distance + LIKELY_BITS) & (alike >= LIKELY))
-                if start == other:
-                    same = np.triu(same, k=1)
-                found.append(np.argwhere(same) + np.array([start, other]))
-                if sum(map(len, found)) > max(MOST_PAIRS, 2 * cases):
-                    found = [_condensed(cases, np.concatenate(found))]
-                bar.update()
-    return np.concatenate(found)
 
 
 def assign_splits(cases: pd.DataFrame, *, test_fraction: float, val_fraction: float, seed: int) -> NDArray[np.str_]:
@@ -162,11 +135,17 @@ def assign_splits(cases: pd.DataFrame, *, test_fraction: float, val_fraction: fl
     sizes = (math.ceil(test_fraction * len(candidates) - 1e-9), 0)
     sizes = (sizes[0], math.ceil(val_fraction * (len(candidates) - sizes[0]) - 1e-9))
     if min(*sizes, len(candidates) - sum(sizes)) < 1:
+        patients = cases["patient"] if "patient" in cases else pd.Series([None])
+        one = (
+            "All are of one patient: a test needs others. "
+            if patients.notna().all() and patients.nunique() == 1
+            else ""
+        )
         counts = f"{len(candidates) - sum(sizes)} for training, {sizes[1]} for validation, {sizes[0]} for the test"
         raise UserError(
             f"the {len(cases)} cases make {cases['group'].nunique()} groups, {len(candidates)} of them with masks: "
-            f"{counts}; each split needs one. Add cases, change preprocess.test_fraction or preprocess.val_fraction, "
-            "or lower preprocess.near_duplicate_distance if it joins what differs."
+            f"{counts}; each split needs one. {one}Add cases, change preprocess.test_fraction or "
+            "preprocess.val_fraction, or raise preprocess.near_duplicate_likeness if it joins what differs."
         )
     splits = pd.Series("train", index=np.unique(cases["group"].to_numpy()))
     for split, size, draw in (("test", sizes[0], 0), ("val", sizes[1], 1)):

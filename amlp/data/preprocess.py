@@ -19,7 +19,8 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from amlp.data.groups import Groups, assign_splits, group_cases
-from amlp.data.images import read_image, read_mask, to_model_input, to_model_mask
+from amlp.data.images import to_model_input, to_model_mask
+from amlp.data.pictures import read_image, read_mask
 from amlp.data.shards import SPLITS, shard_name
 from amlp.errors import UserError
 from amlp.files import atomic_dir, write_json
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 # Cases that are in memory at a time.
 CHUNK = 128
-# A group of more than this share of the cases is worth a look: it takes whatever split it falls into with it.
-LARGE_GROUP = 0.1
 INDEX = [
     "case_id", "split", "group", "label", "labelled", "shard", "row",
     "image", "mask", "height", "width", "lesion_fraction",
@@ -66,8 +65,8 @@ def preprocess(
             f"scores.patch {scores.patch} must divide preprocess.height {params.height} and "
             f"preprocess.width {params.width}."
         )
-    manifest = pd.read_parquet(path).sort_values("case_id", ignore_index=True)
-    groups = group_cases(manifest, distance=params.near_duplicate_distance)
+    manifest = pd.read_parquet(path)
+    groups = group_cases(manifest, np.load(ValidateFolder(validated).thumbnails, mmap_mode="r"), params=params)
     index = _index(manifest, groups, params, seed)
     channels = 1 if params.colour == "grey" else int(manifest["channels"].max())
     shape = (channels, params.height, params.width)
@@ -116,6 +115,7 @@ def preprocess(
 def _index(manifest: pd.DataFrame, groups: Groups, params: PreprocessParams, seed: int) -> pd.DataFrame:
     """Rows in the order in which the shards are written: train, val, test, each by case id."""
     cases = manifest.assign(group=groups.group, labelled=manifest["mask"].notna())
+    cases = cases.sort_values("case_id", ignore_index=True)
     cases["split"] = assign_splits(
         cases, test_fraction=params.test_fraction, val_fraction=params.val_fraction, seed=seed
     )
@@ -200,6 +200,7 @@ def _metrics(index: pd.DataFrame, manifest: pd.DataFrame, groups: Groups) -> dic
         "largest_group": int(index["group"].value_counts().max()),
         "near_duplicate_groups": groups.near_duplicate_groups,
         "near_duplicate_cases": groups.near_duplicate_cases,
+        "near_duplicate_likeness": round(groups.alike.limit, 4),
         "split_hash": split_hash(index, manifest),
     }
     for split, part in index.groupby("split"):
@@ -226,11 +227,6 @@ def _tell(metrics: dict[str, Any], stats: dict[str, Any], out: Path) -> None:
         logger.info(
             f"  {metrics['near_duplicate_cases']} cases are near-duplicates of one another, in "
             f"{metrics['near_duplicate_groups']} groups"
-        )
-    if metrics["largest_group"] > max(LARGE_GROUP * metrics["cases"], 10):
-        logger.info(
-            f"  note: one group holds {metrics['largest_group']} cases. If they are not of one patient, lower "
-            "preprocess.near_duplicate_distance; index.parquet lists them."
         )
     if metrics["guarded_share"] > 0:
         logger.info(

@@ -21,10 +21,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from amlp.data.expectations import check
-from amlp.data.images import read_image, read_mask, to_grey, to_model_input, to_uint8
+from amlp.data.images import to_grey, to_model_input, to_uint8
+from amlp.data.likeness import SIDE
+from amlp.data.pictures import read_image, read_mask
 from amlp.errors import ListedError, UserError
 from amlp.files import atomic_dir, write_json
 from amlp.layout import IngestFolder, ValidateFolder
@@ -33,13 +37,13 @@ from amlp.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# Side of the thumbnails by which near-duplicates are found: fine enough for a scene, too coarse for speckle.
-THUMBNAIL = 16
 SHOWN_CASES = 20
 REMEDY = "Repair or remove the images, change the limits under `validate`, or raise validate.tolerance."
 # Cases handed out at a time: what waits in memory stays small, however many there are.
 WINDOW = 256
 TOUCHING = np.ones((3, 3), dtype=bool)
+
+Facts = tuple[dict[str, Any], NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
 
     Facts: `problem` (null, or why the stored files can't be used), `mean` and `contrast` (standard deviation) of the
     grey values in 0..1 as the model sees them, `grey_levels`, `aspect` (longer over shorter side), `n_lesions` (null
-    when unlabelled), `contradicts` (null, or cases with the same picture under another label) and `thumbnail`
-    (16 x 16 bytes). The report: `bad_cases.csv`, `warnings.csv`, `expectations.json`, `data_docs/`, `metrics.json`.
+    when unlabelled) and `contradicts` (null, or cases with the same picture under another label). `thumbnails.npy`
+    holds (N, 64, 64) uint8 grey pictures in the manifest's order, by which near-duplicates are found. The report:
+    `bad_cases.csv`, `warnings.csv`, `expectations.json`, `data_docs/`, `metrics.json`.
 
     Raises:
         UserError: there is no manifest, or no case is usable.
@@ -69,17 +74,20 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
     manifest = pd.read_parquet(path)
     if manifest.empty:
         raise UserError(f"{path}: holds no case; run `amlp ingest` on a source that has some.")
-    manifest = with_facts(manifest, ingest)
     failed = out.with_name(f"{out.name}-failed")
     kept = ValidateFolder(failed)
     with tempfile.TemporaryDirectory() as scratch:
-        report = ValidateFolder(Path(scratch))
+        report = ValidateFolder(Path(scratch, "report"))
+        report.path.mkdir()
+        thumbnails = Path(scratch, "thumbnails.npy")
+        manifest = with_facts(manifest, ingest, thumbnails)
         judgement = check(manifest, params=params, docs=report.docs)
         bad, odd = judgement.bad["case_id"].nunique(), judgement.odd["case_id"].nunique()
         judgement.bad.to_csv(report.bad_cases, index=False)
         judgement.odd.to_csv(report.warnings, index=False)
         write_json(report.expectations, judgement.result)
-        usable = manifest[~manifest["case_id"].isin(judgement.bad["case_id"])]
+        is_usable = ~manifest["case_id"].isin(judgement.bad["case_id"])
+        usable = manifest[is_usable]
         metrics = {
             "cases": len(usable),
             "bad_cases": bad,
@@ -104,6 +112,7 @@ def validate(*, params: ValidateParams, ingest: Path, out: Path) -> Validated:
         with atomic_dir(out) as folder:
             shutil.copytree(report.path, folder, dirs_exist_ok=True)
             usable.to_parquet(ValidateFolder(folder).manifest, index=False)
+            _copy_rows(thumbnails, np.flatnonzero(is_usable), ValidateFolder(folder).thumbnails)
     shutil.rmtree(failed, ignore_errors=True)
     logger.info(f"validate: {len(usable)} usable cases, {bad} bad, {odd} to look at")
     for line in [*_lines(judgement.bad), *_lines(judgement.odd)]:
@@ -119,9 +128,24 @@ def _lines(found: pd.DataFrame) -> list[str]:
     return lines if len(cases) <= SHOWN_CASES else [*lines, f"... and {len(cases) - SHOWN_CASES} more"]
 
 
-def with_facts(manifest: pd.DataFrame, ingest: Path) -> pd.DataFrame:
-    """Add the columns that `validate` describes."""
-    facts = pd.DataFrame(list(_all_facts(manifest, ingest)), index=manifest.index)
+def _copy_rows(array: Path, rows: NDArray[np.int64], to: Path) -> None:
+    source = np.load(array, mmap_mode="r")
+    target = open_memmap(to, mode="w+", dtype=source.dtype, shape=(len(rows), *source.shape[1:]))
+    for start in range(0, len(rows), WINDOW):
+        target[start : start + WINDOW] = source[rows[start : start + WINDOW]]
+    target.flush()
+
+
+def with_facts(manifest: pd.DataFrame, ingest: Path, thumbnails: Path) -> pd.DataFrame:
+    """Add the columns that `validate` describes, and write the thumbnails of all cases to a file of NumPy's."""
+    pictures = open_memmap(thumbnails, mode="w+", dtype=np.uint8, shape=(len(manifest), SIDE, SIDE))
+    rows = []
+    for number, (row, thumbnail) in enumerate(_all_facts(manifest, ingest)):
+        rows.append(row)
+        if thumbnail is not None:
+            pictures[number] = thumbnail
+    pictures.flush()
+    facts = pd.DataFrame(rows, index=manifest.index)
     sides = manifest[["height", "width"]]
     facts["aspect"] = sides.max(axis=1) / sides.min(axis=1)
     facts["n_lesions"] = facts["n_lesions"].astype("Int64")
@@ -130,7 +154,7 @@ def with_facts(manifest: pd.DataFrame, ingest: Path) -> pd.DataFrame:
     return pd.concat([manifest, facts], axis=1)
 
 
-def _all_facts(manifest: pd.DataFrame, ingest: Path) -> Iterator[dict[str, Any]]:
+def _all_facts(manifest: pd.DataFrame, ingest: Path) -> Iterator[Facts]:
     rows = list(manifest.itertuples())
     # Threads, for decoding and numpy leave the interpreter's lock alone.
     with (
@@ -143,30 +167,29 @@ def _all_facts(manifest: pd.DataFrame, ingest: Path) -> Iterator[dict[str, Any]]
                 bar.update()
 
 
-def _facts(case: Any, ingest: Path) -> dict[str, Any]:
-    """Facts of one case's files; only `problem` when they can't be used."""
-    unknown = {"mean": np.nan, "contrast": np.nan, "grey_levels": np.nan, "n_lesions": None, "thumbnail": None}
+def _facts(case: Any, ingest: Path) -> Facts:
+    """Facts of one case's files, and its thumbnail; only `problem` when they can't be used."""
+    unknown = {"mean": np.nan, "contrast": np.nan, "grey_levels": np.nan, "n_lesions": None}
     try:
         image = read_image(ingest / case.image)
         mask = None if pd.isna(case.mask) else read_mask(ingest / case.mask)
     except UserError as error:
         # Relative to the ingest folder: the report must not say where somebody keeps the data.
-        return {"problem": str(error).replace(f"{ingest}{os.sep}", ""), **unknown}
+        return {"problem": str(error).replace(f"{ingest}{os.sep}", ""), **unknown}, None
     size = (case.height, case.width)
     if image.shape[:2] != size or (mask is not None and mask.shape != size):
         found = f"image {image.shape[:2]}" + ("" if mask is None else f", mask {mask.shape}")
-        return {"problem": f"{found}, expected both {size}", **unknown}
-    pixels = to_uint8(image)
-    grey = to_grey(pixels) if pixels.ndim == 3 else pixels
-    raw = grey if image.ndim == 3 else image
-    return {
+        return {"problem": f"{found}, expected both {size}", **unknown}, None
+    grey = to_grey(to_uint8(image))
+    raw = image if image.ndim == 2 and image.dtype.kind == "u" else grey
+    facts = {
         "problem": None,
         "mean": float(grey.mean() / 255),
         "contrast": float(grey.std() / 255),
         "grey_levels": np.count_nonzero(np.bincount(raw.ravel())),
         "n_lesions": None if mask is None else ndimage.label(mask, structure=TOUCHING)[1],
-        "thumbnail": to_model_input(image, channels=1, height=THUMBNAIL, width=THUMBNAIL).tobytes(),
     }
+    return facts, to_model_input(grey, channels=1, height=SIDE, width=SIDE)[0]
 
 
 def _contradictions(manifest: pd.DataFrame) -> pd.Series:

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amlp.data.images import read_image, read_mask
 from amlp.data.labels import labelled_subset, unused_labels
+from amlp.data.pictures import read_image, read_mask
 from amlp.data.shards import ShardedSplit, cases_digest
 from amlp.errors import UserError
 from amlp.evaluation.overlays import Example, draw_overlays, select_examples

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from amlp.data.images import read_image
+from amlp.data.pictures import read_image
 from amlp.errors import UserError
 
 _EXPECTED = (

@@ -46,7 +46,9 @@ logger = logging.getLogger(__name__)
 
 # What loading and running either model imports; the versions are those it was trained with. MONAI is left out: only the
 # U-Net needs it, which a pipeline can't register, because it takes no encoder.
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "timm", "torch", "torchvision")
+REQUIREMENTS = (
+    "imagecodecs", "mlflow", "numpy", "pandas", "pillow", "scipy", "tifffile", "timm", "torch", "torchvision",
+)  # fmt: skip
 CANDIDATE = "candidate"
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from amlp.data.images import read_image, to_uint8
+from amlp.data.images import to_uint8
+from amlp.data.pictures import read_image
 from amlp.errors import UserError
 from amlp.models.predictor import Predictor
 from amlp.serving.outputs import VOLUMES, Work, Writer, new_row

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amlp import __version__
-from amlp.data.images import read_image
+from amlp.data.pictures import read_image
 from amlp.errors import UserError
 from amlp.files import atomic_file
 from amlp.models.predictor import Predictor

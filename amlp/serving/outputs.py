@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from amlp.data.images import write_png
+from amlp.data.pictures import write_png
 from amlp.errors import UserError
 from amlp.evaluation.overlays import PREDICTED_COLOUR
 from amlp.files import atomic_file

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amlp.data.images import MAX_PIXELS
+from amlp.data.images import value_range
+from amlp.data.pictures import MAX_PIXELS
 from amlp.errors import UserError
 
 # 2 GB while a volume of scaled values is read. The largest CT and MR series are below this.
@@ -31,8 +32,8 @@ class Volume:
 def read_volume(path: Path) -> Volume:
     """Read a volume (X, Y, D), or one slice (X, Y).
 
-    8-bit values stay as they are; others are stretched from the minimum and maximum of the *volume*, so that slices
-    keep their relation, or from 0 .. 1 where floats keep within it, as `to_uint8` does with a picture.
+    8-bit values stay as they are; others are stretched from the range of the *volume*, so that slices keep their
+    relation, as `to_uint8` does with a picture.
 
     Raises:
         UserError: nibabel is not installed, or the file is damaged, too large, no volume or has values that are not
@@ -57,21 +58,18 @@ def read_volume(path: Path) -> Volume:
         raise UserError(f"{path}: voxels of type {values.dtype}, expected grey values.")
     values = values.reshape(*shape[:2], -1).T
     slices = np.empty(values.shape, np.uint8)
-    low, scale = _range(values, path)
+    try:
+        low, high = value_range(values)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('image: ')}") from error
+    scale = 255.0 / (high - low) if high > low else 0.0
     for number, plane in enumerate(values):
-        slices[number] = plane if values.dtype == np.uint8 else np.rint((plane.astype(np.float64) - low) * scale)
+        if values.dtype == np.uint8:
+            slices[number] = plane
+        else:
+            slices[number] = np.rint((np.clip(plane.astype(np.float64), low, high) - low) * scale)
     image.uncache()
     return Volume(slices, image)
-
-
-def _range(values: NDArray[Any], path: Path) -> tuple[float, float]:
-    """Return what is 0, and what a step of 1 becomes; see `to_uint8`."""
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise UserError(f"{path}: holds values that are not finite (NaN or infinity); replace them first.")
-    if values.dtype == np.bool_ or (values.dtype.kind == "f" and low >= 0.0 and high <= 1.0):
-        low, high = 0.0, 1.0
-    return low, 255.0 / (high - low) if high > low else 0.0
 
 
 def volume_bytes(masks: NDArray[np.uint8], like: Any, *, compress: bool) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from amlp.data.images import read_image, read_mask
+from amlp.data.pictures import read_image, read_mask
 from amlp.data.shards import ShardedSplit
 from amlp.evaluation.overlays import Example, draw_overlays
 from amlp.files import atomic_file

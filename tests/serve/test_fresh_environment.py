@@ -70,7 +70,7 @@ def programs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def test_load_model_gives_evaluate_s_mask(root: Path, model: Path, programs: Path, tmp_path: Path) -> None:
-    from amlp.data.images import read_image
+    from amlp.data.pictures import read_image
 
     (tmp_path / "picture.png").write_bytes(pictures()["16 bits"])
     done = subprocess.run(

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
 COLUMNS = [
-    "case_id", "image", "mask", "label", "patient", "sha256", "phash", "phash_mirror",
-    "height", "width", "channels", "bits", "lesion_fraction",
+    "case_id", "image", "mask", "label", "patient", "sha256",
+    "format", "height", "width", "channels", "bits", "lesion_fraction", "blurred_mask",
 ]  # fmt: skip
 
 
@@ -44,8 +43,6 @@ def write_ingest(folder: Path, cases: Mapping[str, dict[str, Any]]) -> Path:
         Image.fromarray(image).save(folder / f"images/{case_id}.png")
         if mask is not None:
             Image.fromarray(mask).convert("L").save(folder / f"masks/{case_id}.png")
-        grey = Image.fromarray((image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image).convert("L")
-        mirror = grey.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         rows.append(
             {
                 "case_id": case_id,
@@ -54,13 +51,13 @@ def write_ingest(folder: Path, cases: Mapping[str, dict[str, Any]]) -> Path:
                 "label": case.get("label", "lesion"),
                 "patient": case.get("patient"),
                 "sha256": hashlib.sha256(image.tobytes()).hexdigest(),
-                "phash": str(imagehash.phash(grey)),
-                "phash_mirror": str(imagehash.phash(mirror)),
                 "height": image.shape[0],
                 "width": image.shape[1],
                 "channels": 1 if image.ndim == 2 else 3,
                 "bits": 8 * image.dtype.itemsize,
                 "lesion_fraction": np.nan if mask is None else mask.mean(),
+                "format": "PNG",
+                "blurred_mask": False,
             }
         )
     pd.DataFrame(rows, columns=COLUMNS).to_parquet(folder / "manifest.parquet")

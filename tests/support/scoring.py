@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from amlp.data.images import MAX_PIXELS, read_image
+from amlp.data.pictures import MAX_PIXELS, read_image
 from amlp.models.predictor import Predictor
 from devtools.servers import answers, free_ports, running, wait_for
 

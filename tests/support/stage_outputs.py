@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from amlp.data.images import write_png
+from amlp.data.pictures import write_png
 from amlp.files import write_json
 from amlp.models.checkpoint import InputStats, save, save_encoder
 from amlp.models.encoder import Encoder, EncoderPlan

@@ -51,6 +51,7 @@ UNSEEN = {
 }
 # What these hold cannot change a stage's result, and every stage would depend on them. params.py: DVC sees the values.
 SHARED = {
+    "amlp.data_params",
     "amlp.environment",
     "amlp.errors",
     "amlp.files",

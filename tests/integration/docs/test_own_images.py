@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from amlp.data.images import write_png
 from amlp.data.phantom import render_patient
+from amlp.data.pictures import write_png
 from amlp.params import PhantomParams
 from devtools.servers import S3Server
 from tests.support.documentation import Page, pages, run_page

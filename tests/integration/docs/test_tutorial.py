@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amlp.data.images import read_image
+from amlp.data.pictures import read_image
 from amlp.files import read_json
 from tests.support.documentation import Page, pages, run_page
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from amlp.cli import main
-from amlp.data.images import write_png
+from amlp.data.pictures import write_png
 from amlp.errors import UserError
 from amlp.files import read_json, sha256
 from amlp.models.predictor import Predictor

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from amlp.cli import main
-from amlp.data.images import read_image, to_model_input, write_png
+from amlp.data.images import to_model_input
 from amlp.data.phantom import render_patient
+from amlp.data.pictures import read_image, write_png
 from amlp.errors import UserError
 from amlp.files import sha256
 from amlp.models.predictor import Predictor

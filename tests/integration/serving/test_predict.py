@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from amlp.data.images import read_image, read_mask, write_png
+from amlp.data.pictures import read_image, read_mask, write_png
 from amlp.files import sha256
 from amlp.models.predictor import Predictor
 from amlp.registry.weights import Weights

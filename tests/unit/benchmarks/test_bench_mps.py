@@ -34,7 +34,7 @@ def workspace(tmp_path: Path) -> Path:
         cases[f"case_{number:02d}"] = {"image": image, "mask": mask & (number % 5 > 0)}
     ingest = write_ingest(tmp_path / "data/ingest", cases)
     (tmp_path / "data/validate").mkdir()
-    facts = with_facts(pd.read_parquet(ingest / "manifest.parquet"), ingest)
+    facts = with_facts(pd.read_parquet(ingest / "manifest.parquet"), ingest, tmp_path / "data/validate/thumbnails.npy")
     facts.to_parquet(tmp_path / "data/validate/manifest.parquet")
     preprocess(
         params=PreprocessParams(height=96, width=96), scores=ScoreParams(), seed=0,

@@ -10,65 +10,65 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import amlp.data.groups
-from amlp.data.groups import assign_splits, group_cases
+from amlp.data.groups import Groups, assign_splits, group_cases
 from amlp.data.images import to_model_input
-from amlp.data.ingest import perceptual_hashes
-from amlp.data.validate import THUMBNAIL
+from amlp.data.likeness import SIDE
 from amlp.errors import UserError
 from amlp.params import PreprocessParams
 from tests.support.ingest_folder import scene
 
-DISTANCE = PreprocessParams().near_duplicate_distance
+PARAMS = PreprocessParams(max_group_share=0.99)
 
 
 def manifest_of(pictures: dict[str, np.ndarray], **columns: list[Any]) -> pd.DataFrame:
     """The columns that grouping reads; every picture is a file of its own unless `sha256` says otherwise."""
     frame = pd.DataFrame({"case_id": list(pictures), "patient": None, "sha256": list(pictures)})
-    hashes = [perceptual_hashes(picture) for picture in pictures.values()]
-    frame["phash"], frame["phash_mirror"] = zip(*hashes, strict=True)
-    frame["thumbnail"] = [
-        to_model_input(picture, channels=1, height=THUMBNAIL, width=THUMBNAIL).tobytes()
-        for picture in pictures.values()
-    ]
     return frame.assign(**columns)
 
 
+def thumbnails_of(pictures: dict[str, np.ndarray]) -> np.ndarray:
+    return np.stack([to_model_input(picture, channels=1, height=SIDE, width=SIDE)[0] for picture in pictures.values()])
+
+
+def grouped(pictures: dict[str, np.ndarray], params: PreprocessParams = PARAMS, **columns: list[Any]) -> Groups:
+    return group_cases(manifest_of(pictures, **columns), thumbnails_of(pictures), params=params)
+
+
+SCENES = np.stack([scene(seed, SIDE, SIDE) for seed in range(6)])
+
+
 @st.composite
-def manifests(draw: st.DrawFn) -> pd.DataFrame:
-    """Cases with few different patients, files and hashes, so that all kinds of joins happen."""
+def manifests(draw: st.DrawFn) -> tuple[pd.DataFrame, np.ndarray]:
+    """Cases with few different patients, files and pictures, so that all kinds of joins happen."""
     size = draw(st.integers(1, 9))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    hashes = [f"{value:016x}" for value in rng.integers(0, 2**63, size=4)]
-    near = [f"{int(value, 16) ^ 0b1011:016x}" for value in hashes]
-    thumbnails = rng.integers(0, 256, size=(20, THUMBNAIL**2), dtype=np.uint8)
 
     def some(values: list[Any]) -> list[Any]:
         return draw(st.lists(st.sampled_from(values), min_size=size, max_size=size))
 
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "case_id": [f"case_{number:02d}" for number in rng.permutation(size)],
             "patient": some(["p", "q", "r", None, None, None]),
             "sha256": some([str(number) for number in range(20)]),
-            "phash": some([*hashes, *near]),
-            "phash_mirror": [f"{value:016x}" for value in rng.integers(0, 2**63, size=size)],
-            "thumbnail": [thumbnails[number].tobytes() for number in some(list(range(20)))],
         }
     )
+    noise = rng.normal(0, 2, (size, SIDE, SIDE))
+    return frame, (SCENES[some(list(range(6)))] + noise).clip(0, 255).astype(np.uint8)
 
 
-def partition(frame: pd.DataFrame) -> set[frozenset[str]]:
-    groups = group_cases(frame, distance=DISTANCE).group
+def partition(frame: pd.DataFrame, thumbnails: np.ndarray) -> set[frozenset[str]]:
+    groups = group_cases(frame, thumbnails, params=PARAMS).group
     return {frozenset(part) for _, part in frame["case_id"].groupby(groups)}
 
 
 @given(manifests(), st.randoms(use_true_random=False))
-def test_groups_do_not_depend_on_the_order_of_rows(frame: pd.DataFrame, random: Any) -> None:
+def test_groups_do_not_depend_on_the_order_of_rows(manifest: tuple[pd.DataFrame, np.ndarray], random: Any) -> None:
+    frame, thumbnails = manifest
     order = list(range(len(frame)))
     random.shuffle(order)
-    straight = group_cases(frame, distance=DISTANCE)
-    shuffled = group_cases(frame.iloc[order].reset_index(drop=True), distance=DISTANCE)
+    straight = group_cases(frame, thumbnails, params=PARAMS)
+    shuffled = group_cases(frame.iloc[order].reset_index(drop=True), thumbnails[order], params=PARAMS)
     np.testing.assert_array_equal(straight.group[order], shuffled.group)
     assert straight.near_duplicate_cases == shuffled.near_duplicate_cases
     # Numbered without gaps, in the order of the smallest case id.
@@ -77,27 +77,34 @@ def test_groups_do_not_depend_on_the_order_of_rows(frame: pd.DataFrame, random: 
 
 
 @given(manifests())
-def test_cases_share_a_group_exactly_when_a_chain_of_joins_links_them(frame: pd.DataFrame) -> None:
-    # Two at a time, thumbnails tell nothing (less their mean, they are opposite), so all get the same one here.
-    frame = frame.assign(thumbnail=[bytes(THUMBNAIL**2)] * len(frame))
+def test_cases_share_a_group_exactly_when_a_chain_of_joins_links_them(
+    manifest: tuple[pd.DataFrame, np.ndarray],
+) -> None:
+    frame, thumbnails = manifest
+    found = group_cases(frame, thumbnails, params=PARAMS)
+    alike = {tuple(sorted(pair)) for pair in found.alike.pairs.tolist()}
     linked = {frozenset([case]) for case in frame["case_id"]}
     for i in range(len(frame)):
         for j in range(i):
-            pair = frame.iloc[[i, j]]
-            if len(partition(pair)) == 1:
-                one, two = (next(part for part in linked if case in part) for case in pair["case_id"])
-                linked = (linked - {one, two}) | {one | two}
-    assert partition(frame) == linked
+            one, two = frame.iloc[i], frame.iloc[j]
+            same_patient = one["patient"] is not None and one["patient"] == two["patient"]
+            if same_patient or one["sha256"] == two["sha256"] or (j, i) in alike:
+                parts = [next(part for part in linked if case in part) for case in (one["case_id"], two["case_id"])]
+                linked = (linked - set(parts)) | {parts[0] | parts[1]}
+    assert partition(frame, thumbnails) == linked
 
 
 @given(manifests(), st.integers(0, 8), st.integers(0, 8))
-def test_a_common_patient_or_file_joins_two_groups_and_no_others(frame: pd.DataFrame, one: int, two: int) -> None:
+def test_a_common_patient_or_file_joins_two_groups_and_no_others(
+    manifest: tuple[pd.DataFrame, np.ndarray], one: int, two: int
+) -> None:
+    frame, thumbnails = manifest
     one, two = one % len(frame), two % len(frame)
-    before = partition(frame)
+    before = partition(frame, thumbnails)
     for column in ("patient", "sha256"):
         joined = frame.copy()
         joined.loc[[one, two], column] = "new"
-        after = partition(joined)
+        after = partition(joined, thumbnails)
         assert len({part for part in after if part & set(frame["case_id"][[one, two]])}) == 1
         if frame.loc[[one, two], column].isna().all():
             touched = {part for part in before if part & set(frame["case_id"][[one, two]])}
@@ -121,53 +128,13 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def test_a_changed_copy_is_a_near_duplicate(change: str) -> None:
     pictures = {f"case_{seed:02d}": scene(seed, 100, 120) for seed in range(20)}
     pictures["copy"] = CHANGES[change](pictures["case_07"])
-    groups = group_cases(manifest_of(pictures), distance=DISTANCE)
+    groups = grouped(pictures)
     assert groups.group[-1] == groups.group[7]
     assert len(set(groups.group)) == 20
     assert (groups.near_duplicate_groups, groups.near_duplicate_cases) == (1, 2)
-
-
-def flipped(hexadecimal: str, bits: int) -> str:
-    return f"{int(hexadecimal, 16) ^ (2**bits - 1):016x}"
-
-
-@pytest.mark.parametrize(
-    ("bits", "correlation", "joined"),
-    [
-        (DISTANCE, 0.0, True),
-        (DISTANCE + 1, 0.75, False),
-        (20, 0.95, True),
-        (20, 0.85, False),
-        (DISTANCE + 6, 0.85, True),
-        (DISTANCE + 7, 0.85, False),
-    ],
-)
-@pytest.mark.parametrize("mirror", [False, True])
-def test_either_sign_suffices_when_sure_and_both_when_nearly_so(
-    bits: int, correlation: float, joined: bool, mirror: bool
-) -> None:
-    rng = np.random.default_rng(bits)
-    hashes = [f"{value:016x}" for value in rng.integers(0, 2**63, size=(60, 2)).ravel()]
-    thumbnails = rng.normal(size=(60, THUMBNAIL, THUMBNAIL))
-    # The last two pictures form the pair; the others are there to be different.
-    thumbnails[59] = correlation * thumbnails[58] + np.sqrt(1 - correlation**2) * thumbnails[59]
-    if mirror:
-        thumbnails[59] = thumbnails[59, :, ::-1]
-    plain, mirrored = hashes[:60], hashes[60:]
-    (mirrored if mirror else plain)[59] = flipped(plain[58], bits)
-    frame = pd.DataFrame(
-        {
-            "case_id": [f"case_{number:02d}" for number in range(60)],
-            "patient": None,
-            "sha256": [str(number) for number in range(60)],
-            "phash": plain,
-            "phash_mirror": mirrored,
-            "thumbnail": [pixels.tobytes() for pixels in (128 + 25 * thumbnails).clip(0, 255).astype(np.uint8)],
-        }
-    )
-    groups = group_cases(frame, distance=DISTANCE).group
-    assert (groups[58] == groups[59]) == joined
-    assert len(set(groups)) == 60 - joined
+    assert groups.alike.pairs.tolist() == [[7, 20]] and groups.alike.likeness[0] > 0.8
+    apart = grouped(pictures, PreprocessParams(near_duplicates=False))
+    assert len(set(apart.group)) == 21 and len(apart.alike.pairs) == 0
 
 
 def test_what_all_pictures_share_makes_no_near_duplicates() -> None:
@@ -178,25 +145,37 @@ def test_what_all_pictures_share_makes_no_near_duplicates() -> None:
     }
     flat = np.stack([picture.ravel() for picture in pictures.values()])
     assert np.corrcoef(flat).min() > 0.9
-    assert len(set(group_cases(manifest_of(pictures), distance=0).group)) == 20
+    assert len(set(grouped(pictures).group)) == 20
+
+
+def test_pictures_that_show_nothing_are_not_near_duplicates() -> None:
+    rng = np.random.default_rng(0)
+    pictures = {f"case_{n:02d}": rng.integers(120, 123, (80, 90)).astype(np.uint8) for n in range(20)}
+    assert len(set(grouped(pictures).group)) == 20
 
 
 def test_patients_are_joined_through_near_duplicates_but_counted_apart() -> None:
     pictures = {f"case_{seed}": scene(seed) for seed in range(6)}
-    pictures["case_9"] = CHANGES["noisy"](pictures["case_3"])
-    frame = manifest_of(pictures, patient=["a", "a", "b", "b", None, None, "a"])
-    groups = group_cases(frame, distance=DISTANCE)
+    pictures["case_9"] = CHANGES["mirrored and darker"](pictures["case_3"])
+    groups = grouped(pictures, patient=["a", "a", "b", "b", None, None, "a"])
     assert groups.group.tolist() == [0, 0, 0, 0, 1, 2, 0]
     assert (groups.near_duplicate_groups, groups.near_duplicate_cases) == (1, 2)
 
 
-def test_a_picture_many_times_over_needs_no_memory_for_all_its_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amlp.data.groups, "BLOCK", 7)
-    monkeypatch.setattr(amlp.data.groups, "MOST_PAIRS", 10)
+def test_a_picture_many_times_over_is_one_group() -> None:
     pictures = {f"case_{number:02d}": scene(number if number % 2 else 0) for number in range(30)}
-    groups = group_cases(manifest_of(pictures), distance=DISTANCE)
+    groups = grouped(pictures)
     assert len(set(groups.group)) == 16
     assert (groups.near_duplicate_groups, groups.near_duplicate_cases) == (1, 15)
+
+
+def test_a_large_group_is_refused_unless_it_is_one_patient() -> None:
+    pictures = {f"case_{number:02d}": scene(0 if number < 12 else number) for number in range(30)}
+    params = PreprocessParams(max_group_share=0.2)
+    with pytest.raises(UserError, match=r"one group holds 12 of 30 cases.*near_duplicate_likeness.*max_group_share"):
+        grouped(pictures, params)
+    groups = grouped(pictures, params, patient=["p"] * 12 + [str(number) for number in range(18)])
+    assert len(set(groups.group)) == 19
 
 
 @st.composite
@@ -259,5 +238,5 @@ def test_too_few_groups_are_refused_with_what_to_do() -> None:
     cases = pd.DataFrame(
         {"group": [0, 0, 0, 1, 2, 3], "label": "a", "labelled": [True, True, True, True, False, False]}
     )
-    with pytest.raises(UserError, match=r"6 cases make 4 groups, 2 of them with masks.*near_duplicate_distance"):
+    with pytest.raises(UserError, match=r"6 cases make 4 groups, 2 of them with masks.*near_duplicate_likeness"):
         assign_splits(cases, test_fraction=0.2, val_fraction=0.2, seed=0)

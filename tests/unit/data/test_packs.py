@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amlp.data.images import png_bytes, read_image
 from amlp.data.packs import PackWriter, read_packed
+from amlp.data.pictures import png_bytes, read_image
 from amlp.errors import UserError
 
 NAMES = st.text(st.characters(whitelist_categories=("Ll", "Nd"), whitelist_characters="-_ é"), min_size=1, max_size=20)

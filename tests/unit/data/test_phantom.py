@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 
 from amlp.data.images import to_model_input, to_model_mask
-from amlp.data.ingest import perceptual_hashes
+from amlp.data.likeness import near_duplicates
 from amlp.data.phantom import PhantomCase, generate, render_patient
-from amlp.params import PhantomParams
+from amlp.params import PhantomParams, PreprocessParams
 
 PARAMS = PhantomParams(patients=50, images_per_patient=2)
 
@@ -106,12 +106,9 @@ def test_views_of_a_patient_differ(cases: list[PhantomCase]) -> None:
 
 
 def test_no_two_patients_are_near_duplicates(cases: list[PhantomCase]) -> None:
-    hashes = [perceptual_hashes(case.image) for case in cases]
-    plain, mirrored = (np.array([int(pair[side], 16) for pair in hashes], np.uint64) for side in (0, 1))
-    patient = np.array([case.patient for case in cases])
-    others = patient[:, None] != patient[None]
-    for compared in (plain, mirrored):
-        assert np.bitwise_count(plain[:, None] ^ compared[None])[others].min() > 6
+    thumbnails = np.stack([to_model_input(case.image, channels=1, height=64, width=64)[0] for case in cases])
+    found = near_duplicates(thumbnails, likeness=PreprocessParams().near_duplicate_likeness, neighbours=20)
+    assert all(cases[one].patient == cases[other].patient for one, other in found.pairs)
 
 
 def test_the_picture_is_speckled(cases: list[PhantomCase]) -> None:

@@ -43,7 +43,9 @@ def run(root: Path, made: dict[str, dict[str, Any]], params: PreprocessParams = 
     """Write a data set into `root` and preprocess it."""
     ingest = write_ingest(root / "ingest", made)
     (root / "validate").mkdir()
-    with_facts(pd.read_parquet(ingest / "manifest.parquet"), ingest).to_parquet(root / "validate/manifest.parquet")
+    manifest = pd.read_parquet(ingest / "manifest.parquet")
+    manifest = with_facts(manifest, ingest, root / "validate/thumbnails.npy")
+    manifest.to_parquet(root / "validate/manifest.parquet")
     return again(root, params=params, seed=seed)
 
 
@@ -139,7 +141,10 @@ def test_equal_input_gives_equal_bytes_whatever_the_order_of_the_manifest(shards
     shutil.copytree(shards.parent / "ingest", tmp_path / "ingest")
     (tmp_path / "validate").mkdir()
     manifest = pd.read_parquet(shards.parent / "validate/manifest.parquet")
-    manifest.sample(frac=1, random_state=1).to_parquet(tmp_path / "validate/manifest.parquet")
+    manifest = manifest.reset_index(drop=True).sample(frac=1, random_state=1)
+    manifest.to_parquet(tmp_path / "validate/manifest.parquet")
+    thumbnails = np.load(shards.parent / "validate/thumbnails.npy")
+    np.save(tmp_path / "validate/thumbnails.npy", thumbnails[manifest.index])
     second = again(tmp_path)
     assert sorted(path.name for path in second.iterdir()) == sorted(path.name for path in shards.iterdir())
     for path in shards.iterdir():

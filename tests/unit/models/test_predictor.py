@@ -87,7 +87,7 @@ def test_a_list_gives_masks_and_probabilities_of_the_images_own_sizes(predictor)
     ("images", "message"),
     [
         (np.zeros((20, 30), np.uint8), r"images: ndarray \(20, 30\), expected a list of arrays; \[image\] for one"),
-        ([np.zeros((20, 30)), np.zeros((3, 20, 30))], r"images\[1\]: shape \(3, 20, 30\), expected \(H, W\)"),
+        ([np.zeros((20, 30)), np.zeros((3, 20, 30))], r"images\[1\]: shape \(3, 20, 30\) has 30 channel\(s\)"),
         ([np.full((20, 30), np.nan)], r"images\[0\]: holds values that are not finite"),
         (["image.png"], r"images\[0\]: str, expected an array of numbers"),
         ([np.array([["a"]])], r"images\[0\]: array of <U1, expected an array of numbers"),

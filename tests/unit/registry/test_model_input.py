@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from amlp.data.images import read_image, write_png
+from amlp.data.pictures import read_image, write_png
 from amlp.errors import UserError
 from amlp.registry.model_input import example_input, read_images
 
@@ -73,7 +73,7 @@ def test_json_lists_regain_their_type(image: np.ndarray) -> None:
         ({"image": 1}, "dict"),
         (None, "NoneType"),
         ("no base64!", "base64"),
-        (b"GIF89a", "no PNG"),
+        (b"GIF89a", "no picture"),
         ([[[1, 2], [3]]], "nested lists"),
         ([[[10**400]]], "nested lists"),
         (pd.DataFrame({"picture": [b""]}), "column 'image'"),

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowException
 from PIL import Image
 
-from amlp.data.images import MAX_PIXELS, write_png
+from amlp.data.pictures import MAX_PIXELS, write_png
 from amlp.models.predictor import Predictor
 from amlp.registry.segmenter_model import SegmenterModel, _load_pyfunc
 from tests.support.stage_outputs import write_stage_outputs
@@ -109,7 +109,7 @@ def bomb() -> bytes:
     ("data", "params", "message"),
     [
         (np.zeros((5, 32, 32), np.uint8), {}, r"^model input: image: shape \(5, 32, 32\)"),
-        ([np.zeros((4, 4), np.uint8), b"garbage"], {}, "^model input 1: no PNG"),
+        ([np.zeros((4, 4), np.uint8), b"garbage"], {}, "^model input 1: no picture"),
         ([[[1.5, float("nan")]]], {}, "^model input 0: image: holds values that are not finite"),
         (np.array([["a"]]), {}, "^model input: array of <U1"),
         ("\u00e9", {}, "^model input: text that is no base64"),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from amlp.cli import main
-from amlp.data.images import read_image, read_mask, write_png
+from amlp.data.pictures import read_image, read_mask, write_png
 from amlp.errors import UserError
 from amlp.evaluation.overlays import PREDICTED_COLOUR
 from amlp.files import read_json, sha256

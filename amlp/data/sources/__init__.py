@@ -1,0 +1,1 @@
+"""Where cases come from: one adapter for each kind of source."""
