@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -105,10 +106,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _ending():
             code: int | None = args.run(args)
+            sys.stdout.flush()
     except UserError as error:
         logger.error(f"amlp: {error}")
         return 2
     except KeyboardInterrupt:
         print("amlp: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, such as `| head`. What is left must not fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return code or 0

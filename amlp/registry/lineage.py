@@ -79,6 +79,11 @@ def collect_lineage(*, params: Params, root: Path, test_hash: str, data_md5: str
     )
 
 
+def folder_in_repository(folder: Path) -> str:
+    """Return a folder as seen from the root of its git repository; empty where it is that root, or in none."""
+    return (_git(folder, "rev-parse", "--show-prefix") or "").rstrip("/")
+
+
 def locked_md5(lock: Path, path: str) -> str | None:
     """Return the MD5 that dvc.lock holds for the output `path`, or None without such a lock or output.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from amlp.registry.registration import Registration
 
 
@@ -40,12 +42,19 @@ def load_code(registration: Registration) -> str:
     )
 
 
-def reproduce_code(registration: Registration | None) -> str:
+def reproduce_code(registration: Registration | None, folder: str = "") -> str:
+    """Return the commands that make a run again.
+
+    Args:
+        registration: of the run.
+        folder: of the project, seen from the root of its git repository; empty where it is that root.
+    """
     commit = registration.lineage.git_commit if registration else "unknown"
     requirement = registration.lineage.requirement if registration else ""
     checkout = [] if commit == "unknown" else [f"git checkout {commit}"]
     setup = [f"pip install {requirement}"] if requirement else ["make setup", ". .venv/bin/activate"]
-    return "\n".join([*checkout, *setup, "dvc repro"])
+    inside = [f"cd {shlex.quote(folder)}"] if folder else []
+    return "\n".join([*checkout, *setup, *inside, "dvc repro"])
 
 
 def dirty_note(registration: Registration | None) -> str:

@@ -14,6 +14,7 @@ from amlp.files import read_json, write_text
 from amlp.layout import RunFolder
 from amlp.metrics.patches import describe
 from amlp.params import Params
+from amlp.registry.lineage import folder_in_repository
 from amlp.registry.registration import Registration
 from amlp.registry.runlog import flatten
 from amlp.registry.tracking import connect, resolve_uri
@@ -124,7 +125,7 @@ def _context(params: Params, run: RunFolder) -> dict[str, Any]:
         "charts": charts_of(run, summary),
         "lineage": lineage_rows(registration) if registration else None,
         "load_code": load_code(registration) if registration else None,
-        "reproduce_code": reproduce_code(registration),
+        "reproduce_code": reproduce_code(registration, folder_in_repository(run.root)),
         "dirty": dirty_note(registration),
         "settings": sorted(_settings(params).items()),
     }

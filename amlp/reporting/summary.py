@@ -51,6 +51,10 @@ def _scores(summary: Summary) -> list[str]:
         dsc, lesion = summary.models[name]["dsc"], summary.models[name]["dsc_lesion"]
         interval = f"{_figure(dsc.low)} to {_figure(dsc.high)}"
         lines.append(f"  {name:<12}{_figure(dsc.mean):>7}   {interval:<16}{_figure(lesion.mean):>24}")
+    own = summary.models["segmenter"]["dsc"].mean
+    better = [name for name in in_order(summary.models) if (summary.models[name]["dsc"].mean or 0.0) > (own or 0.0)]
+    if better:
+        lines.append(f"  The segmenter did worse than {' and '.join(better)}; the report says by how much.")
     return lines
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,17 @@ def test_summary_shows_scores_versions_and_where_to_look(tmp_path: Path, capsys:
         assert named in shown
     table = [line.split()[:2] for line in shown.splitlines()[2:5]]
     assert table == [["segmenter", "0.840"], ["scratch", "0.700"], ["threshold", "-"]]
+    assert "did worse" not in shown
+
+    evaluation["models"]["threshold"] = scores(0.9)
+    (tmp_path / "evaluation/summary.json").write_text(json.dumps(evaluation))
+    assert main(["summary", "--root", str(tmp_path)]) == 0
+    assert "The segmenter did worse than threshold" in capsys.readouterr().out
+
+    # Whoever reads the summary may stop in the middle of it, as `head` does.
+    command = [sys.executable, "-m", "amlp", "summary", "--root", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
