@@ -96,7 +96,8 @@ def predict_folder(
         "images": len(good),
         "images_with_lesion": sum(row["lesion"] == "yes" for row in good),
         "bad_files": len(bad),
-        "files_passed_over": others,
+        "files_passed_over": sum(others.values()),
+        "passed_over_by_kind": others,
         "images_per_second": round(images / seconds, 3) if images else None,
     }
     write_table(out / TABLE, rows)
@@ -111,6 +112,9 @@ def _show(summary: Mapping[str, Any], bad: Sequence[Mapping[str, Any]], out: Pat
         logger.warning(f"amlp: {row['file']}: {row['error']}")
     if len(bad) > _SHOWN:
         logger.warning(f"amlp: and {len(bad) - _SHOWN} more, see column error of {out / TABLE}")
+    if others := summary["passed_over_by_kind"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.items())
+        logger.warning(f"amlp: passed over {summary['files_passed_over']} files that are not read: {kinds}")
     rate = f", {summary['images_per_second']:.3g} images/s" if summary["images_per_second"] else ""
     logger.info(
         f"{summary['images']} images, {summary['images_with_lesion']} with a lesion; {summary['bad_files']} files "

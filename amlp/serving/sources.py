@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from amlp.data.pictures import SUFFIXES
 from amlp.errors import UserError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+PICTURES = SUFFIXES
 VOLUMES = (".nii", ".nii.gz")
 
 
@@ -32,7 +33,7 @@ class Source:
         return self.name.lower().endswith(VOLUMES)
 
 
-def list_sources(path: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Source], int]:
+def list_sources(path: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Source], dict[str, int]]:
     """Find pictures and volumes in a folder and its subfolders, or take one file.
 
     Hidden files and folders, and links to folders, are passed over.
@@ -42,7 +43,7 @@ def list_sources(path: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Sourc
         exclude: patterns as in a shell, of names relative to the folder; `*` stands for slashes too.
 
     Returns:
-        The sources in order of their names, and how many other files there are.
+        The sources in order of their names, and how many files of each other kind there are, by suffix.
 
     Raises:
         UserError: there is nothing to segment, or two masks would have the same name.
@@ -59,7 +60,13 @@ def list_sources(path: Path, *, exclude: Sequence[str] = ()) -> tuple[list[Sourc
         kinds = ", ".join(PICTURES + VOLUMES)
         raise UserError(f"{path}: no file to segment among {len(names)}; expected {kinds}, not all excluded.")
     sources = [Source(base / name, name, mask) for name, mask in zip(chosen, _mask_names(chosen), strict=True)]
-    return sources, len(names) - len(chosen)
+    left = {*names} - {*chosen}
+    others = Counter(_suffix(name) for name in left if not any(fnmatchcase(name, pattern) for pattern in exclude))
+    return sources, dict(sorted(others.items()))
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower() or "without suffix"
 
 
 def _walk(folder: Path) -> list[str]:

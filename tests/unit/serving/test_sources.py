@@ -17,18 +17,19 @@ def folder_with(folder: Path, *names: str) -> Path:
 
 def test_pictures_and_volumes_of_all_subfolders_are_found_in_order(tmp_path: Path) -> None:
     folder_with(tmp_path, "b/c/two.PNG", "a.tiff", "b/one.jpeg", "v.nii.gz", "w.nii", "notes.txt", ".hidden.png")
+    folder_with(tmp_path, "x.dcm", "b/y.DCM", "IM0001")
     folder_with(tmp_path, ".cache/x.png", "b/.DS_Store")
     sources, others = list_sources(tmp_path)
     assert [source.name for source in sources] == ["a.tiff", "b/c/two.PNG", "b/one.jpeg", "v.nii.gz", "w.nii"]
     assert [source.mask for source in sources] == ["a.png", "b/c/two.png", "b/one.png", "v.nii.gz", "w.nii"]
     assert [source.volume for source in sources] == [False, False, False, True, True]
-    assert all(source.path.is_file() for source in sources) and others == 1
+    assert all(source.path.is_file() for source in sources) and others == {".dcm": 2, ".txt": 1, "without suffix": 1}
 
 
 def test_a_single_file_goes_by_its_name(tmp_path: Path) -> None:
     folder_with(tmp_path, "a.bmp", "b.png")
     [source], others = list_sources(tmp_path / "a.bmp")
-    assert (source.path, source.name, source.mask, others) == (tmp_path / "a.bmp", "a.bmp", "a.png", 0)
+    assert (source.path, source.name, source.mask, others) == (tmp_path / "a.bmp", "a.bmp", "a.png", {})
 
 
 def test_namesakes_of_other_kinds_get_masks_of_their_own(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_masks_that_look_alike_are_refused(tmp_path: Path) -> None:
 def test_excluded_files_are_left_out(tmp_path: Path) -> None:
     folder_with(tmp_path, "benign/x (1).png", "benign/x (1)_mask.png", "benign/x (1)_mask_1.png", "old/y.png")
     sources, others = list_sources(tmp_path, exclude=["*_mask*.png", "old/*"])
-    assert [source.name for source in sources] == ["benign/x (1).png"] and others == 3
+    assert [source.name for source in sources] == ["benign/x (1).png"] and others == {}
 
 
 @pytest.mark.parametrize("names", [(), ("a.txt",), ("a_mask.png",)])
