@@ -226,7 +226,7 @@ def _tell(metrics: dict[str, Any], stats: dict[str, Any], out: Path) -> None:
     if metrics["near_duplicate_groups"]:
         logger.info(
             f"  {metrics['near_duplicate_cases']} cases are near-duplicates of one another, in "
-            f"{metrics['near_duplicate_groups']} groups"
+            f"{metrics['near_duplicate_groups']} groups; index.parquet names the group of each"
         )
     if metrics["guarded_share"] > 0:
         logger.info(
