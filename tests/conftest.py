@@ -22,6 +22,8 @@ quiet()
 # As every command line does.
 logs.configure()
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The command and the pipeline write the same pseudonyms for the same patients.
+os.environ.setdefault("AMLP_PSEUDONYM_KEY", "the key of all tests, which is no secret")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has a core, not all of them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -113,7 +113,7 @@ def garbage() -> dict[str, tuple[bytes, str, str]]:
         return json.dumps({"inputs": [item]}).encode()
 
     return {
-        "bytes that are no picture": (one(text_of(b"\x00\xff garbage" * 99)), JSON, "model input 0: no PNG"),
+        "bytes that are no picture": (one(text_of(b"\x00\xff garbage" * 99)), JSON, "model input 0: no picture"),
         "half a picture": (one(text_of(whole[: len(whole) // 2])), JSON, "model input 0: can't be read"),
         "a picture of too many pixels": (one(text_of(buffer.getvalue())), JSON, f"{MAX_PIXELS} pixels"),
         "no base64": (one("not base64!"), JSON, "model input 0: text that is no base64"),

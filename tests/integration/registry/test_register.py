@@ -263,7 +263,7 @@ def test_a_scoring_server_says_what_is_wrong_and_repeats_no_picture(registered: 
                 answer_of(model, [picture])
             assert caught.value.get_http_status_code() == 400
             said = json.loads(caught.value.serialize_as_json())["message"]
-            assert said.startswith("model input 0: no PNG") and len(said) < 200
+            assert said.startswith("model input 0: no picture") and len(said) < 200
 
 
 def test_a_registered_model_holds_nothing_pickled_but_tensors(registered: tuple[Path, Any, Any]) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from amlp.cli import main
 from amlp.data.ingest import ingest
 from amlp.data.preprocess import preprocess
+from amlp.data.privacy import Pseudonyms
 from amlp.data.validate import validate
 from amlp.files import read_json
 from amlp.params import parse_params
@@ -53,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Path:
     """What `dvc repro preprocess` leaves in data/."""
     params, folder = parse_params(RECIPE, "recipe"), tmp_path_factory.mktemp("study") / "data"
     source = params.ingest.model_copy(update={"path": str(project / params.ingest.path)})
-    ingest(params=source, seed=0, out=folder / "ingest")
+    ingest(params=source, seed=0, out=folder / "ingest", pseudonyms=Pseudonyms.of_environment())
     validate(params=params.validate_, ingest=folder / "ingest", out=folder / "validate")
     preprocess(
         params=params.preprocess,

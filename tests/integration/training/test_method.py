@@ -14,6 +14,7 @@ import torch
 
 from amlp.data.ingest import ingest
 from amlp.data.preprocess import preprocess
+from amlp.data.privacy import Pseudonyms
 from amlp.data.shards import ShardedSplit
 from amlp.data.validate import validate
 from amlp.models.predictor import Predictor
@@ -47,7 +48,7 @@ def small(seed: int) -> Params:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, params = tmp_path_factory.mktemp("phantom"), small(0)
-    ingest(params=params.ingest, seed=0, out=folder / "ingest")
+    ingest(params=params.ingest, seed=0, out=folder / "ingest", pseudonyms=Pseudonyms.of_environment())
     validate(params=params.validate_, ingest=folder / "ingest", out=folder / "validate")
     preprocess(
         params=params.preprocess,
