@@ -54,7 +54,7 @@ class IngestParams(Section):
     path: str = "amlp/data/phantom.py"
     # Share of source files that may be unreadable or incomplete; they are listed and left out.
     tolerance: Fraction = 0.0
-    # `content` names cases by a digest of the image, for file names may identify people.
+    # `content` names cases by a digest of the image, because file names may identify people.
     case_ids: Literal["content", "name"] = "content"
     # Values of a mask that are lesion; empty: a mask has two values, and black is background.
     lesion_values: list[Count] = Field(default=[])

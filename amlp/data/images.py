@@ -54,7 +54,7 @@ def to_uint8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn (H, W, 3) into (H, W) by luma (ITU-R 601); equal channels come out unchanged, for the weights sum to 1.
+    """Turn (H, W, 3) into (H, W) by luma (ITU-R 601); equal channels come out unchanged, because the weights sum to 1.
 
     (H, W) stays as it is; other numbers of channels, which are no colours, become their mean.
     """

@@ -162,7 +162,7 @@ def _write_problems(problems: list[Problem], path: Path, case_ids: str) -> None:
 
 
 def check_labels(labels: Mapping[str | None, int], *, patients: int) -> None:
-    """Refuse labels that look like patients, for they would be written everywhere, and nobody kept in one split.
+    """Refuse labels that look like patients, because they would be written everywhere, and nobody kept in one split.
 
     Args:
         labels: cases of each label.

@@ -38,7 +38,7 @@ _NOISE_WIDE, _NOISE_NARROW = 5.0, 3.0
 _STRUCTURE, _FEWEST_BLOCKS = 0.05, 8
 # Cosine of two pictures' numbers below which nobody looks closer. All of 1,790 planted pairs are above 0.6.
 _RESEMBLES = 0.55
-# Directions in which the pictures hardly vary are whitened less, for they hold noise.
+# Directions in which the pictures hardly vary are whitened less, because they hold noise.
 _SHRINK = 0.1
 _SAMPLE, _PRIOR = 4096, 64
 # What pictures alike by nature have: the likeness of each one's far neighbour, but for one in a hundred. Pairs need

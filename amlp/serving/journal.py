@@ -93,7 +93,7 @@ def _lines(path: Path) -> list[Any]:
 def _stamp(source: Source) -> list[int | str]:
     """What distinguishes a file from one that was put in its place; zeros for one that is gone.
 
-    With its mask's name, which another file may have taken over since, for it depends on the file's namesakes.
+    With its mask's name, which another file may have taken over since, because it depends on the file's namesakes.
     """
     try:
         status = source.path.stat()

@@ -16,7 +16,7 @@ from amlp.params import IngestParams
 class Problem:
     """A source file (relative to the source, posix) that can't be used, and why.
 
-    The reason repeats no name of a file or patient, for it is written where names may not be.
+    The reason repeats no name of a file or patient, because it is written where names may not be.
     """
 
     file: str

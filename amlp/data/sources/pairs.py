@@ -133,7 +133,7 @@ def _fits(pattern: Pattern | None, name: str) -> bool:
 def _sorted_out(
     tree: Tree, layout: _Layout, listing: Listing, table: Table | None
 ) -> tuple[dict[str, Fields], dict[tuple[str, ...], list[str]]]:
-    """Tell images (with their fields) from masks (by the fields that they share with their image)."""
+    """Separate images (with their fields) from masks (by the fields that they share with their image)."""
     images: dict[str, Fields] = {}
     masks: dict[tuple[str, ...], list[str]] = {}
     for name in tree.names:

@@ -96,9 +96,9 @@ def test_two_trees_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert manifest["patient"].tolist()[:3] == [PSEUDONYMS("Jane Doe")] * 2 + [PSEUDONYMS("P2")]
     assert manifest["label"].tolist()[:3] == ["nv", "mel", "nv"] and manifest["sex"].tolist()[:3] == ["f", "f", "m"]
     assert pd.isna(manifest["patient"]["d"]) and pd.isna(manifest["label"]["d"])
-    told = capsys.readouterr().err
-    assert "1 of 4 rows of the table name no image" in told
-    assert "1 of 4 images have no patient" in told
+    said = capsys.readouterr().err
+    assert "1 of 4 rows of the table name no image" in said
+    assert "1 of 4 images have no patient" in said
     assert not any(b"Jane" in file.read_bytes() for file in (tmp_path / "out").iterdir())
 
 
