@@ -130,7 +130,12 @@ def init_project(folder: Path, *, data: Path | None = None, recipe: str | None =
             if name in (PARAMS, PIPELINE, REQUIREMENTS) or not (folder / name).exists():
                 write_text(folder / name, text)
     else:
-        _build(folder, written, with_dvc=repository is None)
+        try:
+            _build(folder, written, with_dvc=repository is None)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: can't be made ({error.strerror or error}). Name a folder in a place that you may write to."
+            ) from error
     return params
 
 

@@ -25,7 +25,7 @@ def _init(args: argparse.Namespace) -> None:
     from amlp.project import init_project
 
     params = init_project(args.project, data=args.data, recipe=args.recipe)
+    # A name that begins with a dash would be taken for an option.
+    folder = shlex.quote(f"./{args.project}" if str(args.project).startswith("-") else str(args.project))
     images = params.ingest.path if args.data else "generated (--data FOLDER takes yours)"
-    print(
-        f"Made {args.project}; images: {images}.\nRun: cd {shlex.quote(str(args.project))} && dvc repro && amlp summary"
-    )
+    print(f"Made {args.project}; images: {images}.\nRun: cd {folder} && dvc repro && amlp summary")

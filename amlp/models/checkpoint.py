@@ -92,7 +92,11 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises anything from EOFError to UnpicklingError here, all of them for a damaged or foreign file.
-        raise UserError(f"{path}: not readable as a {kind} checkpoint: {error}") from error
+        # Its text would advise to load the file in a way that runs code of the file.
+        raise UserError(
+            f"{path}: not readable as a {kind} checkpoint ({type(error).__name__}): the file is damaged, or is another "
+            "kind of file. Fetch or make it again."
+        ) from error
     found = value.get("kind") if isinstance(value, dict) else None
     if found != kind:
         raise UserError(f"{path}: expected a checkpoint of kind {kind!r}, found {found!r}.")

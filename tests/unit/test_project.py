@@ -214,7 +214,18 @@ def test_the_command_of_earlier_versions_names_the_new_one(capsys: pytest.Captur
 
 
 def test_the_next_command_can_be_pasted_whatever_the_folder_is_called(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["init", str(home / "mein Prüf-Projekt")]) == 0
     assert f"cd '{home / 'mein Prüf-Projekt'}' && dvc repro" in capsys.readouterr().out
+
+    monkeypatch.chdir(home)
+    assert main(["init", "--", "-mine"]) == 0
+    assert "cd ./-mine && dvc repro" in capsys.readouterr().out
+
+
+def test_a_place_where_nothing_can_be_written_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A file where a folder would have to be: nobody can write there, root included.
+    (home / "file").touch()
+    assert main(["init", str(home / "file/mine")]) == 2
+    assert f"{home}/file/mine: can't be made (" in capsys.readouterr().err
